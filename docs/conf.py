@@ -1,0 +1,44 @@
+"""Sphinx: pages in Markdown (MyST), the API from docstrings, the gallery from examples/example_*.py."""
+
+from importlib.metadata import version as installed_version
+
+project = "jkosampler"
+author = "The jkosampler developers"
+copyright = "2026, The jkosampler developers"
+version = release = installed_version("jkosampler")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "generated", "gallery/*.ipynb", "gallery/*.py"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+default_role = "code"  # single backticks in docstrings are code, as in Markdown
+
+html_theme = "furo"
+html_title = f"jkosampler {release}"
+
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # types with their shapes stand in the docstrings
+autodoc_preserve_defaults = True
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes in the class's docstring, and not once more as members
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"example_.*\.py",
+    "ignore_pattern": r"^(?!.*example_).*\.py$",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 10,
+    "write_computation_times": False,
+}

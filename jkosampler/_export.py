@@ -1,0 +1,84 @@
+"""From a fitted sampler to the groups that ArviZ keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from jkosampler._setup import Setup
+from jkosampler.arviz_io import split_chains
+from jkosampler.errors import ArgumentError
+from jkosampler.targets import Target
+
+__all__ = ["arviz_groups"]
+
+_TEXT = ("stage", "note")  # records that are not numbers
+
+
+def arviz_groups(
+    setup: Setup, history: Sequence[Bunch], draws: int, chains: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """The arguments of `arviz_io.to_arviz`: draws (chains, draws), their statistics, the target's data, the history.
+
+    Raises
+    ------
+    ArgumentError
+        `draws` or `chains` is not a positive whole number.
+    """
+    for name, value in (("draws", draws), ("chains", chains)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ArgumentError(f"{name} must be a positive whole number, got {value!r}.")
+    particles = setup.flow.particles(draws * chains, generator)
+    statistics = {"log_q": _chains(particles.log_rho, chains)}
+    groups: dict[str, Any] = {
+        "posterior": _variables(particles.x, setup.target, chains),
+        "sample_stats": statistics,
+        "step_history": _columns(history),
+        "attrs": {"inference_library": "jkosampler"},
+    }
+    if setup.target is not None:
+        potential, _ = setup.problem.energy.potential(particles.x)
+        statistics["lp"] = _chains(-potential, chains)
+        statistics["log_weight"] = _chains(-potential - particles.log_rho, chains)
+        groups |= _of_target(setup.target, particles.x, chains, generator)
+    return groups
+
+
+def _of_target(target: Target, x: Tensor, chains: int, generator: torch.Generator) -> dict[str, Any]:
+    groups: dict[str, Any] = {"observed_data": target.observed_data or None, "constant_data": target.constant_data or None}
+    with torch.no_grad():
+        log_likelihood = target.log_likelihood(x)
+    if log_likelihood is not None:
+        name = next(iter(target.observed_data), "y")
+        groups["log_likelihood"] = {name: _chains(log_likelihood, chains)}
+    if target.prior is not None:
+        prior = target.prior.to(x.dtype, x.device).sample((len(x),), generator=generator)
+        groups["prior"] = _variables(prior, target, chains)
+    return groups
+
+
+def _variables(x: Tensor, target: Target | None, chains: int) -> dict[str, np.ndarray]:
+    """Draws by name: a scalar variable for each named coordinate, else one vector "x"."""
+    draws = _chains(x, chains)
+    if target is None or target.names is None:
+        return {"x": draws}
+    return {name: draws[..., i] for i, name in enumerate(target.names)}
+
+
+def _chains(values: Tensor, chains: int) -> np.ndarray:
+    return split_chains(values.cpu().numpy(), chains)
+
+
+def _columns(history: Sequence[Bunch]) -> dict[str, np.ndarray] | None:
+    if not history:
+        return None
+    columns = {key: [record[key] for record in history] for key in history[0]}
+    return {
+        key: np.array([value or "" for value in values] if key in _TEXT else values)
+        for key, values in columns.items()
+    }

@@ -1,0 +1,78 @@
+"""What every engine shares: the flow to compute, the state between steps, the record of a step.
+
+`Engine.init(flow) -> state` and `Engine.step(state) -> (state, info)`: the state is all that the next step needs,
+the info is what the history keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from jkosampler.energies import EnergyEvaluator
+from jkosampler.engines.step_size import Control, StepControl
+from jkosampler.laws import Law
+from jkosampler.maps import Map
+from jkosampler.metrics import Metric
+from jkosampler.particles import Particles
+
+__all__ = ["Engine", "GradientFlow", "State"]
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """What is to be computed, and where its randomness comes from.
+
+    `law` is the start that the particles can carry: the user's law, or its smooth stand-in. `start` are the particles
+    to begin with, where the user gave some.
+    """
+
+    energy: EnergyEvaluator
+    metric: Metric
+    law: Law
+    control: StepControl
+    n_particles: int
+    generator: torch.Generator
+    start: Particles | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """The flow after some steps.
+
+    `pool` are the particles that steps are solved on; `check` are particles of the same law that took no part in
+    that, with the energy `values` (n,) at each, which judge the steps.
+    """
+
+    flow: GradientFlow
+    control: Control
+    pool: Particles
+    check: Particles
+    values: Tensor
+    maps: tuple[Map, ...] = ()
+    times: tuple[float, ...] = (0.0,)
+    discrepancy: float = float("inf")
+    dissipation: float = float("inf")
+    stopped: str | None = None
+    converged: bool = False
+    warm_start: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Solves the steps of a gradient flow."""
+
+    def init(self, flow: GradientFlow) -> State:
+        """The state before the first step."""
+        ...
+
+    def step(self, state: State) -> tuple[State, Bunch | None]:
+        """One accepted step and its record; the record is None when no step could be accepted."""
+        ...
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The engine's settings."""
+        ...

@@ -1,0 +1,122 @@
+"""The objective of a step, and three estimates of its gradient in the parameters of the map.
+
+In the coordinates z of a `Frame` a step minimises, over maps T of particles z ~ rho_k,
+
+    J(T) = E[ V(T) + U(rho') / rho' + cost |T - z|^2 / (2 tau) ],     rho' = T# rho_k
+
+(equations 4 and 15 of arXiv 2311.06700, halved and divided by tau). The estimates differ in their noise:
+
+* `Plain` differentiates the sample mean of J, log determinant included, as the paper does.
+* `ControlVariate` adds the field `P/rho div v + P' v.s`, whose mean is zero for every v, to cancel the leading
+  noise of the log determinant.
+* `PathGradient` takes the mean of `r . dT`, where `r = cost (T - z) / tau + grad(V + U'(rho'))(T)` is the
+  residual of the step's Euler-Lagrange equation: at the exact step r vanishes at every particle, and with it all noise.
+
+The last two need the score s of rho_k, so a law whose density vanishes at its edge.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jkosampler.energies import EnergyEvaluator
+from jkosampler.errors import ArgumentError
+from jkosampler.maps import Map, Pushed
+from jkosampler.metrics import Frame
+from jkosampler.particles import Particles
+
+__all__ = ["GRADIENTS", "ControlVariate", "Objective", "PathGradient", "Plain", "StepProblem"]
+
+
+class StepProblem(NamedTuple):
+    """One step to solve: the energy, the coordinates, and the step size tau in flow time."""
+
+    energy: EnergyEvaluator
+    frame: Frame
+    tau: float
+
+    @property
+    def stiffness(self) -> float:
+        """cost / tau: the weight of |T - z|^2 / 2."""
+        return self.frame.cost / self.tau
+
+    def potential(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """V (n,) and its gradient in z (n, d), in the dtype of z; targets see the interface's dtype."""
+        value, gradient = self.energy.potential(self.frame.to_outer(z.detach().to(self.frame.factor)))
+        return value.to(z), (gradient @ self.frame.factor).to(z)
+
+    def residual(self, z: Tensor, pushed: Pushed, log_rho: Tensor, potential_gradient: Tensor) -> Tensor:
+        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`, of new log densities log_rho."""
+        pressure = self.energy.pressure_slope(log_rho).unsqueeze(-1) * pushed.score
+        return self.stiffness * (pushed.x - z) + potential_gradient + pressure
+
+
+class Objective(ABC):
+    """An estimate of J and of its gradient."""
+
+    def __init__(self, problem: StepProblem) -> None:
+        self.problem = problem
+
+    @abstractmethod
+    def __call__(self, step: Map, batch: Particles) -> tuple[Tensor, Tensor]:
+        """A scalar to differentiate in the parameters of the map, and the sample mean of J."""
+
+    def _score(self, batch: Particles) -> Tensor:
+        if batch.score is None:
+            raise ArgumentError(
+                "gradient: this estimate needs a start whose density has no jump; take gradient='plain' or a smooth "
+                "initial law."
+            )
+        return batch.score
+
+
+class Plain(Objective):
+    """The gradient of the sample mean of J."""
+
+    def __call__(self, step: Map, batch: Particles) -> tuple[Tensor, Tensor]:
+        loss = self._per_particle(step, batch).mean()
+        return loss, loss.detach()
+
+    def _per_particle(self, step: Map, batch: Particles) -> Tensor:
+        moved, log_det, action = step.transport(batch.x)
+        value, gradient = self.problem.potential(moved)
+        potential = value + ((moved - moved.detach()) * gradient).sum(-1)  # V, with its slope at hand
+        internal = self.problem.energy.internal(batch.log_rho - log_det)
+        return potential + internal + 0.5 * self.problem.stiffness * action
+
+
+class ControlVariate(Plain):
+    """`Plain` and the score control variate."""
+
+    def __call__(self, step: Map, batch: Particles) -> tuple[Tensor, Tensor]:
+        score = self._score(batch)
+        velocity, divergence = step.initial_velocity(batch.x)
+        energy = self.problem.energy
+        control = energy.pressure_per_mass(batch.log_rho) * divergence
+        control = control + energy.pressure_slope(batch.log_rho) * (velocity * score).sum(-1)
+        loss = (self._per_particle(step, batch) + control).mean()
+        return loss, loss.detach()
+
+
+class PathGradient(Objective):
+    """The Euler-Lagrange residual against the change of the map."""
+
+    def __call__(self, step: Map, batch: Particles) -> tuple[Tensor, Tensor]:
+        pushed = step.push(batch.x, self._score(batch))
+        log_rho = batch.log_rho - pushed.log_det
+        value, gradient = self.problem.potential(pushed.x)
+        residual = self.problem.residual(batch.x, pushed, log_rho, gradient)
+        cost = 0.5 * self.problem.stiffness * (pushed.x - batch.x).square().sum(-1)
+        objective = (value + self.problem.energy.internal(log_rho) + cost).mean()
+        return (step.positions(batch.x) * residual).sum(-1).mean(), objective
+
+
+GRADIENTS: dict[str, type[Objective]] = {
+    "path": PathGradient,
+    "control-variate": ControlVariate,
+    "plain": Plain,
+}

@@ -1,0 +1,93 @@
+"""The fitted flow: a start and the maps of the steps, which push draws forward and pull points back.
+
+`x_0 ~ rho_0`, `x_k = T_k(x_{k-1})`; `log rho_k(x) = log rho_0(x_0) - sum_j log det DT_j` along the path that ends at x
+(equations 17 to 19 of arXiv 2311.06700). A time between two steps means the displacement inside the step:
+`x + s grad phi(x)`, or inner time s for an ODE.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jkosampler.errors import ArgumentError
+from jkosampler.laws import Law
+from jkosampler.maps import Map
+from jkosampler.particles import Particles
+
+__all__ = ["FittedFlow"]
+
+_CHUNK = 16384  # points that are moved at a time: bounds the memory, whatever n
+
+
+class FittedFlow:
+    """The laws `rho_t`, t in [0, times[-1]], of a fitted gradient flow.
+
+    Parameters
+    ----------
+    law : Law
+        The law at t = 0, as the user gave it.
+    start : Law
+        What the particles carried instead: `law` itself, or its smooth stand-in.
+    maps : sequence of K maps
+        The steps.
+    times : sequence of K + 1 floats
+        Flow times of the laws between them, from 0.
+    """
+
+    def __init__(self, law: Law, start: Law, maps: Sequence[Map], times: Sequence[float]) -> None:
+        self.law, self.start = law, start
+        self.maps, self.times = tuple(maps), tuple(times)
+
+    def sample(self, n: int, *, t: float | None, generator: torch.Generator) -> Tensor:
+        """n independent draws (n, d) of rho_t."""
+        law, path = self._path(t)
+        with torch.no_grad():
+            parts = []
+            for x in law.sample((n,), generator=generator).split(_CHUNK):
+                for step, fraction in path:
+                    x = step.positions(x) if fraction == 1.0 else step(x, fraction)[0]
+                parts.append(x)
+        return torch.cat(parts)
+
+    def log_density(self, x: Tensor, *, t: float | None) -> Tensor:
+        """Normalised log density (n,) of rho_t at x (n, d).
+
+        Raises
+        ------
+        MapInversionError
+            At points where a map can't be inverted.
+        """
+        return torch.cat([self._log_density(part, t) for part in x.split(_CHUNK)])
+
+    def particles(self, n: int, generator: torch.Generator) -> Particles:
+        """n independent draws of the last law with their log densities and scores."""
+        particles = Particles.draw(self.start, n, generator)
+        for step in self.maps:
+            particles = particles.push(step)
+        return particles
+
+    def _log_density(self, x: Tensor, t: float | None) -> Tensor:
+        law, path = self._path(t)
+        total = torch.zeros_like(x[:, 0])
+        for step, fraction in reversed(path):
+            x, log_det = step.inverse(x, fraction)
+            total = total + log_det
+        return law.log_prob(x) + total
+
+    def _path(self, t: float | None) -> tuple[Law, list[tuple[Map, float]]]:
+        """The law to start from and the maps to time t, each with the fraction of it to make."""
+        t = self.times[-1] if t is None else float(t)
+        tolerance = 1e-9 * max(1.0, self.times[-1])  # times are sums of step sizes, users' are products
+        if not -tolerance <= t <= self.times[-1] + tolerance:
+            raise ArgumentError(f"t must lie in [0, {self.times[-1]:.6g}], the times of the fit, got {t!r}.")
+        if t <= tolerance:
+            return self.law, []
+        k = min(bisect_left(self.times, t - tolerance), len(self.maps))
+        whole = [(step, 1.0) for step in self.maps[: k - 1]]
+        fraction = min(1.0, (t - self.times[k - 1]) / (self.times[k] - self.times[k - 1]))
+        last = 1.0 if abs(t - self.times[k]) <= tolerance else fraction
+        return self.start, [*whole, (self.maps[k - 1], last)]

@@ -1,0 +1,22 @@
+"""Laws of particles over R^d, after `torch.distributions`: `sample((n,), generator=...)` and `log_prob(x)`.
+
+`as_law` turns any torch distribution over R^d into one; `CallableLaw` takes functions of your own.
+"""
+
+from __future__ import annotations
+
+from jkosampler.laws.composite import Mixture, Product
+from jkosampler.laws.elementary import Gaussian, Law, Normal, Uniform
+from jkosampler.laws.foreign import CallableLaw, TorchLaw, as_law
+
+__all__ = [
+    "CallableLaw",
+    "Gaussian",
+    "Law",
+    "Mixture",
+    "Normal",
+    "Product",
+    "TorchLaw",
+    "Uniform",
+    "as_law",
+]

@@ -1,0 +1,148 @@
+"""Particles of a law: where they are, the log density there, and its gradient, carried along by maps.
+
+The exact law satisfies `E[s] = 0` and `E[s x'] = -I` for its score s (whenever its density vanishes at the edge
+of its support). `calibrated_weights` gives the sample these two identities, which makes means, covariances and
+affine steps exact for Gaussian laws at any sample size, and less noisy for all others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.stats import chi
+from torch import Tensor
+
+from jkosampler.laws import Law
+from jkosampler.maps import Map
+
+__all__ = ["Particles", "calibrated_weights", "weighted_moments"]
+
+_CALIBRATED_DIMENSIONS = 20  # solving for the weights costs O(n d^4)
+_CHUNK = 4096  # rows that a map moves at a time: bounds the memory of Hessians and keeps them in the cache
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Positions x (n, d), log densities log_rho (n,) and scores (n, d) of n draws of a law.
+
+    The score is None for a law whose density jumps: the identities behind it fail there.
+    """
+
+    x: Tensor
+    log_rho: Tensor
+    score: Tensor | None
+
+    @classmethod
+    def draw(cls, law: Law, n: int, generator: torch.Generator) -> Particles:
+        """n independent draws of a law."""
+        x = law.sample((n,), generator=generator)
+        return cls(x, law.log_prob(x), None if law.has_jump else law.score(x))
+
+    @classmethod
+    def draw_spread(cls, law: Law, n: int, generator: torch.Generator) -> Particles:
+        """n points that cover the law evenly from its centre out to its tails; densities and scores are the law's.
+
+        Directions are those of draws, and whitened radii uniform over the range where a Gaussian of this dimension
+        has all but 1e-6 of its mass on either side. The equations of a step hold at every point, so a map that is
+        trained on these is as accurate in the tails as in the bulk. Plain draws where the law has an edge.
+        """
+        x = law.sample((n,), generator=generator)
+        mean, covariance = weighted_moments(x, torch.full_like(x[:, 0], 1.0 / n))
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if law.has_jump or int(info):
+            return cls.draw(law, n, generator)
+        z = torch.linalg.solve_triangular(factor, (x - mean).mT, upper=False).mT
+        low, high = chi.ppf([1e-6, 1.0 - 1e-6], x.shape[1])
+        radius = low + (high - low) * torch.rand(n, 1, generator=generator, dtype=torch.float64).to(x)
+        x = mean + (z * (radius / z.norm(dim=1, keepdim=True))) @ factor.mT
+        log_rho = law.log_prob(x)
+        return cls(x, log_rho, law.score(x)) if bool(log_rho.isfinite().all()) else cls.draw(law, n, generator)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Tensor | slice) -> Particles:
+        return Particles(self.x[rows], self.log_rho[rows], None if self.score is None else self.score[rows])
+
+    def to(self, dtype: torch.dtype) -> Particles:
+        """The same particles in another precision."""
+        return Particles(
+            self.x.to(dtype), self.log_rho.to(dtype), None if self.score is None else self.score.to(dtype)
+        )
+
+    def push(self, step: Map) -> Particles:
+        """The same particles after a map."""
+        parts = [self._push(step, slice(i, i + _CHUNK)) for i in range(0, len(self), _CHUNK)]
+        scores = [part.score for part in parts if part.score is not None]
+        return Particles(
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.log_rho for part in parts]),
+            torch.cat(scores) if scores else None,
+        )
+
+    def _push(self, step: Map, rows: slice) -> Particles:
+        part = self[rows]
+        if part.score is None:
+            with torch.no_grad():
+                x, log_det = step(part.x)
+            return Particles(x, part.log_rho - log_det, None)
+        x, log_det, score = step.push(part.x, part.score)
+        return Particles(x, part.log_rho - log_det, score)
+
+
+def calibrated_weights(particles: Particles) -> Tensor:
+    """Positive weights (n,) of sum one, nearest to equal in entropy, with `sum w s = 0`, `sum w s x' = -I`.
+
+    Equal weights where the identities can't be met: no score, too few particles for d (d + 1) conditions, or a
+    sample that contradicts them.
+    """
+    n, d = particles.x.shape
+    equal = torch.full_like(particles.log_rho, 1.0 / n)
+    if particles.score is None or n < 20 * (d * d + d) or d > _CALIBRATED_DIMENSIONS:
+        return equal
+    # Standardised coordinates make all conditions of order one.
+    deviation, centre = torch.std_mean(particles.x, dim=0)
+    x, score = (particles.x - centre) / deviation, particles.score * deviation
+    identity = torch.eye(d, dtype=x.dtype, device=x.device)
+    conditions = torch.cat([score, (score.unsqueeze(2) * x.unsqueeze(1) + identity).flatten(1)], dim=1)
+    weights = _maximum_entropy(conditions.cpu().numpy().astype(np.float64))
+    return equal if weights is None else torch.as_tensor(weights, dtype=x.dtype, device=x.device)
+
+
+def weighted_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of particles x (n, d)."""
+    mean = weights @ x
+    centred = x - mean
+    return mean, (centred * weights.unsqueeze(-1)).mT @ centred
+
+
+def _maximum_entropy(conditions: np.ndarray) -> np.ndarray | None:
+    """Weights proportional to exp(c_j . lambda) with weighted mean of the conditions (n, k) zero; None if none."""
+    if not np.isfinite(conditions).all():
+        return None
+
+    def tilted(multipliers: np.ndarray) -> tuple[float, np.ndarray]:
+        exponent = conditions @ multipliers
+        top = exponent.max()
+        weights = np.exp(exponent - top)
+        return top + np.log(weights.mean()), weights / weights.sum()
+
+    def hessian(multipliers: np.ndarray) -> np.ndarray:
+        weights = tilted(multipliers)[1]
+        mean = weights @ conditions
+        return (conditions * weights[:, None]).T @ conditions - np.outer(mean, mean)
+
+    result = minimize(
+        lambda multipliers: tilted(multipliers)[0],
+        np.zeros(conditions.shape[1]),
+        jac=lambda multipliers: tilted(multipliers)[1] @ conditions,
+        hess=hessian,
+        method="trust-exact",
+        options={"gtol": 1e-9, "maxiter": 100},
+    )
+    weights = tilted(result.x)[1]
+    met = np.abs(weights @ conditions).max() < 1e-6 and 1.0 / np.square(weights).sum() > 0.2 * len(weights)
+    return weights if met else None

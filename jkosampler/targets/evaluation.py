@@ -1,0 +1,222 @@
+"""Calls of a target by an engine: counted, checked, and with gradients.
+
+Whatever a user's function may return, the engines see finite values or -inf, and finite gradients, or an
+error that names the first offending points. Exceptions of the user's own code pass, with a note on the call.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from jkosampler.errors import (
+    StartError,
+    TargetError,
+    TargetGradientError,
+    TargetShapeError,
+    TargetValueError,
+    describe_points,
+)
+from jkosampler.targets.base import Target
+
+__all__ = ["TargetEvaluator"]
+
+# One of them differs from every d, and 1 finds a `squeeze()` that takes one axis too many.
+PROBE_SIZES = (1, 3)
+
+
+class TargetEvaluator:
+    """A target as the engines call it.
+
+    Parameters
+    ----------
+    target : Target
+    dtype : torch.dtype
+        Of the points handed to the target, and of what is returned.
+    device : torch.device or str
+
+    Attributes
+    ----------
+    n_evaluations : int
+        Points at which the target was evaluated.
+    n_calls : int
+        Batched calls.
+    """
+
+    def __init__(
+        self, target: Target, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> None:
+        self.target = target
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.n_evaluations = 0
+        self.n_calls = 0
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Log density (n,) at x (n, d), without gradient.
+
+        Raises
+        ------
+        TargetShapeError
+            The target doesn't return a torch tensor of shape (n,).
+        TargetValueError
+            It returns NaN or +inf at some points; -inf is legal.
+        """
+        with torch.inference_mode(False), torch.no_grad(), _NoteOnError(x):
+            # a copy, since a function that works in place would move the particles
+            x = x.detach().to(self.device, self.dtype, copy=True)
+            return self._checked_value(self._call(x), x)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density (n,) and its gradient (n, d) at x (n, d); the gradient is zero where the density is.
+
+        Raises
+        ------
+        TargetShapeError, TargetValueError
+            As `log_density`.
+        TargetGradientError
+            The result is cut off from x, or the gradient is not finite at some points.
+        """
+        if not self.target.differentiable:
+            raise TargetGradientError(
+                'The target says differentiable=False; metric="kalman" runs without its gradient.'
+            )
+        with torch.inference_mode(False), torch.enable_grad(), _NoteOnError(x):
+            x = x.detach().to(self.device, self.dtype, copy=True).requires_grad_(True)
+            raw = self._call(x)
+            value = self._checked_value(raw, x)
+            gradient = torch.autograd.grad(raw.sum(), x, allow_unused=True)[0] if raw.requires_grad else None
+        if gradient is None:
+            raise TargetGradientError(
+                "The log density does not depend on x for torch: a detour over numpy, .detach(), .item() or "
+                "torch.tensor(...) cuts the gradient off. Write it in torch operations on x, or wrap numpy "
+                "functions with jkosampler.targets.from_numpy."
+            )
+        value = value.detach()
+        gradient = torch.where(value.isneginf()[:, None], 0.0, gradient)
+        _refuse_points(
+            ~gradient.isfinite().all(dim=1),
+            x,
+            TargetGradientError,
+            "The gradient of the log density is NaN or infinite",
+            "Usual causes are sqrt, abs or a norm at 0, and torch.where around an overflow: "
+            "clamp the argument before the function.",
+        )
+        return value, gradient
+
+    def check_start(self, x: Tensor) -> Tensor:
+        """Log density (n,) at the start of the particles.
+
+        Raises
+        ------
+        StartError
+            It is -inf at every particle.
+        """
+        value = self.log_density(x)
+        if bool(value.isneginf().all()):
+            _refuse_points(
+                value.isneginf(),
+                x,
+                StartError,
+                "The target is zero (log density -inf) at every particle of the start",
+                "Give an initial law that puts particles where the target is positive.",
+            )
+        return value
+
+    def probe(self, x: Tensor) -> None:
+        """Call the target with two batch sizes: a point must have one value, whatever its batch.
+
+        A function that sums over the wrong axis passes as long as n = d. Costs four evaluations.
+
+        Parameters
+        ----------
+        x : Tensor (n, d), n >= 1
+            Different points, or a value that depends on the others can't be told.
+
+        Raises
+        ------
+        TargetShapeError
+            The shape is wrong in one of the calls, or the values of one point differ.
+        """
+        small, large = (x[torch.arange(size, device=x.device) % x.shape[0]] for size in PROBE_SIZES)
+        alone, among = self.log_density(small), self.log_density(large)[: PROBE_SIZES[0]]
+        tolerance = torch.finfo(self.dtype).eps ** 0.5
+        if not torch.allclose(alone, among, rtol=tolerance, atol=tolerance):
+            raise TargetShapeError(
+                f"The log density of one point is {float(alone[0]):.6g} in a batch of {PROBE_SIZES[0]} and "
+                f"{float(among[0]):.6g} in a batch of {PROBE_SIZES[1]}: it is random, or depends on the "
+                "other points. Reduce over the coordinates only (dim=1), not over the batch.",
+                points=small.detach().cpu(),
+                indices=[0],
+            )
+
+    def _call(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        self.n_evaluations += x.shape[0]
+        value = self.target(x)
+        if not isinstance(value, Tensor):
+            raise TargetShapeError(
+                f"The log density must return a torch tensor of shape (n,), got {type(value).__name__}: "
+                "write it in torch operations, or wrap numpy functions with jkosampler.targets.from_numpy."
+            )
+        if tuple(value.shape) != (x.shape[0],):
+            raise TargetShapeError(_shape_message(tuple(value.shape), tuple(x.shape)))
+        if value.is_complex():
+            raise TargetError("The log density must be real, got a complex tensor; take its real part.")
+        return value
+
+    def _checked_value(self, value: Tensor, x: Tensor) -> Tensor:
+        value = value.to(self.device, self.dtype)
+        _refuse_points(
+            value.isnan() | value.isposinf(),
+            x,
+            TargetValueError,
+            "The log density is NaN or +inf",
+            "Return -inf where the density is zero; guard logarithms and square roots of negative numbers.",
+        )
+        return value
+
+
+def _shape_message(found: tuple[int, ...], points: tuple[int, ...]) -> str:
+    n = points[0]
+    message = f"The log density returned shape {found} for points of shape {points}, instead of ({n},): "
+    if found == (n, 1):
+        return message + "take the last axis away with .squeeze(-1)."
+    if found == ():
+        return message + "it must not reduce over the batch; sum over the coordinates with .sum(dim=1)."
+    if found == points:
+        return message + "sum over the coordinates with .sum(dim=1)."
+    return message + "return one number for each row of x."
+
+
+def _refuse_points(
+    bad: Tensor, x: Tensor, error: type[TargetError | StartError], what: str, remedy: str
+) -> None:
+    """Raise `error` if any row is bad, with the first rows as data."""
+    if not bool(bad.any()):
+        return
+    indices = bad.nonzero()[:, 0].cpu().numpy()
+    points = x.detach().cpu().numpy()
+    where = describe_points(points, indices)
+    message = f"{what} at {len(indices)} of {len(points)} points: {where}. {remedy}"
+    raise error(message, points=points[indices[:10]], indices=indices[:10])
+
+
+class _NoteOnError:
+    """Adds the shape of the points to an exception of the user's code, which passes through."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, TargetError):
+            error.add_note(
+                f"While jkosampler evaluated the log density at points of shape {tuple(self.x.shape)}."
+            )
