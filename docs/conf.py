@@ -28,13 +28,11 @@ autodoc_typehints = "none"  # types with their shapes stand in the docstrings
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True  # attributes in the class's docstring, and not once more as members
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"example_.*\.py",
-    "ignore_pattern": r"^(?!.*example_).*\.py$",
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,

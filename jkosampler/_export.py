@@ -50,7 +50,10 @@ def arviz_groups(
 
 
 def _of_target(target: Target, x: Tensor, chains: int, generator: torch.Generator) -> dict[str, Any]:
-    groups: dict[str, Any] = {"observed_data": target.observed_data or None, "constant_data": target.constant_data or None}
+    groups: dict[str, Any] = {
+        "observed_data": target.observed_data or None,
+        "constant_data": target.constant_data or None,
+    }
     with torch.no_grad():
         log_likelihood = target.log_likelihood(x)
     if log_likelihood is not None:
@@ -79,6 +82,5 @@ def _columns(history: Sequence[Bunch]) -> dict[str, np.ndarray] | None:
         return None
     columns = {key: [record[key] for record in history] for key in history[0]}
     return {
-        key: np.array([value or "" for value in values] if key in _TEXT else values)
-        for key, values in columns.items()
+        key: np.array([value or "" for value in values] if key in _TEXT else values) for key, values in columns.items()
     }

@@ -67,9 +67,7 @@ def evaluate_on_grid(log_target_fn: Callable[[Array], ArrayLike], x: Array, y: A
             wrong[:10],
         )
     if value.max() == -np.inf:
-        raise TargetValueError(
-            "log_target_fn: -inf everywhere in the window of the draws; are they its draws?"
-        )
+        raise TargetValueError("log_target_fn: -inf everywhere in the window of the draws; are they its draws?")
     return np.exp(value - value.max()).reshape(len(y), len(x))
 
 

@@ -152,7 +152,7 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
             raise ArgumentError(f"{name}={getattr(sampler, name)!r} is not in this version; only {allowed!r} is.")
     for name in ("step_size", "max_time", "max_target_evaluations"):
         value = getattr(sampler, name)
-        if value is not None and not (np.isscalar(value) and np.isfinite(value) and value > 0):
+        if value is not None and not (isinstance(value, int | float | np.number) and 0 < float(value) < np.inf):
             raise ArgumentError(f"{name} must be positive and finite, or None, got {value!r}.")
     for name, least in (("n_steps", 0), ("n_particles", 2)):
         value = getattr(sampler, name)
@@ -221,7 +221,8 @@ def _carried(law: Law) -> tuple[Law, str | None]:
     smooth = law.smoothed()
     return smooth, (
         f"initial: the density of the {law.describe()} jumps at its edge, where it has no score; the particles start "
-        f"from a smooth law of the same mean and covariance instead, {smooth.describe()}. log_density(x, t=0) is still that of the law given."
+        f"from a smooth law of the same mean and covariance instead, {smooth.describe()}. log_density(x, t=0) is "
+        "still that of the law given."
     )
 
 

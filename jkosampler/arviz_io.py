@@ -183,9 +183,7 @@ def _check_same_draws(datasets: Mapping[str, Any]) -> None:
         for dim, length in expected.items():
             if group in datasets and datasets[group].sizes[dim] != length:
                 found = datasets[group].sizes[dim]
-                raise ArgumentError(
-                    f"{group} has {found} {dim}s, posterior {length}: they must be of the same draws."
-                )
+                raise ArgumentError(f"{group} has {found} {dim}s, posterior {length}: they must be of the same draws.")
 
 
 def _plain_array(value: Any) -> np.ndarray:

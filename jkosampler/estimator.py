@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from jkosampler._setup import Setup, as_points, like_caller, random_generator, torch_threads
 from jkosampler.diagnostics import Report, evidence, report_from_log_weights
 from jkosampler.diagnostics.stationarity import stationarity
-from jkosampler.engines import Lagrangian, State
+from jkosampler.engines import State
 from jkosampler.errors import ArgumentError, NotFittedError
 from jkosampler.flow import FittedFlow
 from jkosampler.particles import Particles
@@ -89,7 +88,7 @@ class JKOSampler(BaseEstimator):
     ----------
     n_steps_ : int
         Steps made.
-    times_ : ndarray (n_steps_ + 1,)
+    times_ : ndarray (`n_steps_` + 1,)
         Flow times of the laws, from 0.
     history_ : list of Bunch
         One record a step: time, step_size, energy, transport_cost, loss, n_iterations, wall_s, target_evaluations,
@@ -257,9 +256,7 @@ class JKOSampler(BaseEstimator):
         if particles.score is not None and n > setup.dim:
             relative = (particles.score - log_p_gradient).cpu().numpy()
             residual = stationarity(relative, np.cov(particles.x.cpu().numpy().T).reshape(setup.dim, setup.dim))
-        return report_from_log_weights(
-            log_weights, stationarity=residual, converged=self.converged_, dim=setup.dim
-        )
+        return report_from_log_weights(log_weights, stationarity=residual, converged=self.converged_, dim=setup.dim)
 
     def to_arviz(self, draws: int = 1000, chains: int = 4, *, random_state: Any = None) -> Any:
         """Independent draws split into chains, as ArviZ keeps them: InferenceData (0.x) or DataTree (1.x).
@@ -357,10 +354,6 @@ class JKOSampler(BaseEstimator):
     def _evaluate(self) -> None:
         """Evidence, ESS and k-hat of the last law."""
         _, log_weights, _ = self._weighted(_FINAL_DRAWS)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            report = report_from_log_weights(
-                log_weights, stationarity=None, converged=self.converged_, dim=self._setup.dim
-            )
+        report = report_from_log_weights(log_weights, stationarity=None, converged=self.converged_, dim=self._setup.dim)
         self.log_evidence_, self.log_evidence_se_ = report.log_evidence, report.log_evidence_se
         self.pareto_k_, self.ess_ = report.pareto_k, report.ess

@@ -196,7 +196,8 @@ class ODEMap(Map):
             raise ArgumentError(f"inner_steps must be at least 1, got {inner_steps}.")
         self.potential = potential
         self.integrator, self.inner_steps, self.tolerance = integrator, inner_steps, tolerance
-        self.register_buffer("probes", probes)
+        # A network trained in float32 is given probes of the interface's precision, which torch does not mix.
+        self.register_buffer("probes", None if probes is None else probes.to(potential.linear))
 
     def forward(self, x: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
         z, log_det, _ = self.integrate(x, 0.0, fraction)

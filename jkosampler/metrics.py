@@ -83,12 +83,12 @@ class KalmanWasserstein(Metric):
             )
         mean, covariance = weighted_moments(particles.x, weights)
         deviation = torch.diagonal(covariance).sqrt()
+        # Rounding lends a constant coordinate a tiny deviation, and eigh refuses the NaN that a zero one makes.
+        if bool(((particles.x == particles.x[0]).all(0) | (deviation == 0.0)).any()):
+            raise _singular()
         values, vectors = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
-        if float(values[0]) <= 1e-14 * float(values[-1]) or not bool((deviation > 0).all()):
-            raise ArgumentError(
-                "initial: the covariance of the particles is singular, so the Kalman metric is not defined; "
-                "start from a law that is spread in every direction, or use metric='wasserstein'."
-            )
+        if float(values[0]) <= 1e-14 * float(values[-1]):
+            raise _singular()
         root = deviation.unsqueeze(-1) * vectors * values.sqrt()
         return Frame(mean, _symmetric_part_of_polar(root), 1.0)
 
@@ -97,6 +97,13 @@ def _symmetric_part_of_polar(root: Tensor) -> Tensor:
     """The symmetric positive definite square root of `root root'`, from singular values for accuracy."""
     left, values, _ = torch.linalg.svd(root)
     return (left * values) @ left.mT
+
+
+def _singular() -> ArgumentError:
+    return ArgumentError(
+        "initial: the covariance of the particles is singular, so the Kalman metric is not defined; "
+        "start from a law that is spread in every direction, or use metric='wasserstein'."
+    )
 
 
 def as_metric(metric: object) -> Metric:

@@ -69,9 +69,7 @@ class Particles:
 
     def to(self, dtype: torch.dtype) -> Particles:
         """The same particles in another precision."""
-        return Particles(
-            self.x.to(dtype), self.log_rho.to(dtype), None if self.score is None else self.score.to(dtype)
-        )
+        return Particles(self.x.to(dtype), self.log_rho.to(dtype), None if self.score is None else self.score.to(dtype))
 
     def push(self, step: Map) -> Particles:
         """The same particles after a map."""

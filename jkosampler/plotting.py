@@ -197,9 +197,7 @@ def plot_posterior_contours(
     """
     x = data.check_points(draws, "draws")
     if x.shape[1] != 2:
-        raise ArgumentError(
-            f"draws: two columns are needed, got shape {x.shape}; choose with draws[:, [0, 1]]."
-        )
+        raise ArgumentError(f"draws: two columns are needed, got shape {x.shape}; choose with draws[:, [0, 1]].")
     masses = np.unique(np.asarray(levels, dtype=float))[::-1]
     if not masses.size or masses.max() >= 1 or masses.min() <= 0:
         raise ArgumentError(f"levels: masses in (0, 1) are needed, got {tuple(levels)}.")
@@ -276,9 +274,7 @@ def plot_pairs(
         if i == j:
             ax.hist(x[:, i], bins=40, range=windows[i], weights=mass, color=style.BLUE, alpha=0.75)
         else:
-            ax.scatter(
-                x[rows, j], x[rows, i], s=areas, color=style.BLUE, alpha=0.5, linewidths=0, rasterized=True
-            )
+            ax.scatter(x[rows, j], x[rows, i], s=areas, color=style.BLUE, alpha=0.5, linewidths=0, rasterized=True)
             ax.set_ylim(windows[i])
         ax.set_xlim(windows[j])
         _label_edge(ax, labels[j] if i == shown - 1 else "", labels[i] if j == 0 < i else "", diagonal=i == j)

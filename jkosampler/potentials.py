@@ -1,6 +1,6 @@
 """The potential `phi` of a step: a ResNet with a quadratic and a linear term, and its derivatives in closed form.
 
-Section 3 of Lee, Wang, Li (arXiv 2311.06700) with the corrections of `docs/mathematics`: the input is
+Section 3 of Lee, Wang, Li (arXiv 2311.06700) with the corrections of `docs/design.md`: the input is
 `s = (x, t)` (or `x` alone), the activation is `sigma(a) = log(e^a + e^-a)`, so `sigma' = tanh`, and
 
     u_1 = sigma(W_0 s + b_0),   u_{l+1} = u_l + sigma(W_l u_l + b_l),   phi = w'u_L + s'A s / 2 + b's.
@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from jkosampler._arguments import generator_or_fresh
 from jkosampler.errors import ArgumentError
 
 __all__ = ["ResNetPotential", "log_two_cosh"]
@@ -40,7 +41,7 @@ class ResNetPotential(nn.Module):
     time_input : bool
         Whether the potential depends on the inner time t as well.
     generator : torch.Generator, optional
-        Source of the random first weights.
+        Source of the random first weights; None: fresh entropy, never torch's global generator.
 
     Notes
     -----
@@ -66,6 +67,7 @@ class ResNetPotential(nn.Module):
             raise ArgumentError(f"depth must be >= 0 and width >= 1, got depth={depth}, width={width}.")
         self.dim, self.width, self.depth, self.time_input = dim, width, depth, time_input
         inputs = dim + int(time_input)
+        generator = generator_or_fresh(generator)
 
         def uniform(*shape: int, bound: float) -> nn.Parameter:
             values = torch.rand(*shape, generator=generator, dtype=dtype) * (2.0 * bound) - bound

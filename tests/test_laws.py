@@ -80,22 +80,16 @@ LAWS: dict[str, tuple[Callable[[], Law], Density]] = {
         lambda x: stats.laplace(0, 1).pdf(x[:, 0]) * stats.laplace(0, 2).pdf(x[:, 1]),
     ),
     "torch event": (
-        lambda: TorchLaw(
-            td.MultivariateNormal(torch.tensor([0.0, 0.5], dtype=F64), torch.tensor(COVARIANCE))
-        ),
+        lambda: TorchLaw(td.MultivariateNormal(torch.tensor([0.0, 0.5], dtype=F64), torch.tensor(COVARIANCE))),
         gaussian_pdf,
     ),
     "torch mixture": (
         lambda: TorchLaw(torch_mixture()),
-        lambda x: (
-            0.3 * stats.multivariate_normal([-1, 0]).pdf(x) + 0.7 * stats.multivariate_normal([2, 1]).pdf(x)
-        ),
+        lambda x: 0.3 * stats.multivariate_normal([-1, 0]).pdf(x) + 0.7 * stats.multivariate_normal([2, 1]).pdf(x),
     ),
     "torch transformed": (
         lambda: TorchLaw(
-            td.TransformedDistribution(
-                td.Normal(torch.zeros(1, dtype=F64), 0.5), [td.transforms.ExpTransform()]
-            ),
+            td.TransformedDistribution(td.Normal(torch.zeros(1, dtype=F64), 0.5), [td.transforms.ExpTransform()]),
             has_jump=False,
         ),
         lambda x: stats.lognorm(0.5).pdf(x[:, 0]),
@@ -217,13 +211,7 @@ def test_other_precision(case: Case) -> None:
     law, _ = case
     single = law.to(torch.float32)
     x = law.sample((5,), generator=generator(7))
-    assert (
-        single.dtype
-        == single.sample((5,)).dtype
-        == single.mean.dtype
-        == single.covariance.dtype
-        == torch.float32
-    )
+    assert single.dtype == single.sample((5,)).dtype == single.mean.dtype == single.covariance.dtype == torch.float32
     assert single.log_prob(x.float()).dtype == single.score(x.float()).dtype == torch.float32
     assert law.dtype == law.log_prob(x).dtype == F64
     torch.testing.assert_close(single.log_prob(x.float()).double(), law.log_prob(x), rtol=1e-3, atol=1e-3)

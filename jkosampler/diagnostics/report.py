@@ -36,7 +36,10 @@ _BLIND_SPOT = (
 )
 _MORE_STEPS = "`sampler.extend(10)` (more steps)"
 _REFINE = (_MORE_STEPS, "a larger `n_particles`", "a wider `initial`")
-_REWEIGHT = '`sampler.sample(n, method="snis")` (reweighted draws)'
+_REWEIGHT = "weighing the draws by exp(log_weight) of `to_arviz()`"
+# k-hat has no scale: of weights that are all alike it reads the shape of their rounding. Where no draw has more
+# than so many times the mean weight there is no tail to judge.
+_NO_TAIL = 2.0
 _MORE_DRAWS = "`sampler.diagnose(n=4000)`"
 
 _Problem = tuple[str, tuple[str, ...]]
@@ -58,6 +61,8 @@ class Report:
         log of the target's normalising constant, and its standard error.
     elbo, elbo_se : float
         Evidence lower bound and its standard error; -inf and NaN when a draw has weight zero.
+    largest_weight : float
+        The largest importance weight over the mean one; near 1, k-hat has no tail to judge.
     stationarity : float
         Relative Fisher information, 0 at the target; NaN when it was not computed.
     converged : bool
@@ -75,6 +80,7 @@ class Report:
     log_evidence_se: float
     elbo: float
     elbo_se: float
+    largest_weight: float
     stationarity: float
     converged: bool
     warnings: list[str] = field(default_factory=list)
@@ -121,6 +127,7 @@ class Report:
         limit = _STATIONARY_PER_DIM * self.dim
         return [
             ("Pareto k-hat", _number(self.pareto_k), f"good below {self.pareto_k_threshold:.2f}"),
+            ("largest weight", _number(self.largest_weight), "times the mean weight"),
             ("effective draws", f"{self.ess:.0f}", f"{self.ess_fraction:.1%} of {self.n}"),
             ("log evidence", _number(self.log_evidence), f"+/- {_number(self.log_evidence_se)}"),
             ("ELBO", _number(self.elbo), f"+/- {_number(self.elbo_se)}"),
@@ -133,7 +140,7 @@ class Report:
     def _fatal(self) -> list[_Problem]:
         """Reasons, with remedies, not to use the draws at all."""
         found: list[_Problem] = []
-        if not self.pareto_k < self.pareto_k_threshold:
+        if not self.pareto_k < self.pareto_k_threshold and not self._has_no_tail():
             if self.n < _FEWEST_DRAWS:
                 found.append((f"{self.n} draws are too few to judge", (_MORE_DRAWS,)))
             else:
@@ -142,6 +149,9 @@ class Report:
         if self.ess_fraction < _BAD_FRACTION:
             found.append((f"{self.n} of them are worth only {self.ess:.0f} of the target", _REFINE))
         return found
+
+    def _has_no_tail(self) -> bool:
+        return self.n >= _FEWEST_DRAWS and self.largest_weight < _NO_TAIL
 
     def _flaws(self) -> list[_Problem]:
         """Reasons, with remedies, to use the draws with care."""
@@ -159,9 +169,7 @@ class Report:
         if not self.converged:
             found.append(("the fit has not converged", (_MORE_STEPS,)))
         if self.stationarity > _STATIONARY_PER_DIM * self.dim:
-            found.append(
-                (f"the flow still moves (stationarity {_number(self.stationarity)})", (_MORE_STEPS,))
-            )
+            found.append((f"the flow still moves (stationarity {_number(self.stationarity)})", (_MORE_STEPS,)))
         return found
 
 
@@ -199,8 +207,7 @@ def report_from_log_weights(
     outside = int(np.isneginf(values).sum())
     if outside:
         notes.append(
-            f"{outside} of {found.n} draws lie where the target is zero (log density -inf). "
-            f"{_REWEIGHT} leave them out."
+            f"{outside} of {found.n} draws lie where the target is zero (log density -inf). {_REWEIGHT} leave them out."
         )
     return Report(
         n=found.n,
@@ -212,6 +219,7 @@ def report_from_log_weights(
         log_evidence_se=found.log_evidence_se,
         elbo=found.elbo,
         elbo_se=found.elbo_se,
+        largest_weight=float(np.exp(values.max() - found.log_evidence)),
         stationarity=float("nan") if stationarity is None else float(stationarity),
         converged=bool(converged),
         warnings=notes,

@@ -137,15 +137,11 @@ def _roots(covariance: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric square root and its inverse."""
     values, vectors = np.linalg.eigh(covariance)
     if values[0] <= len(values) * np.finfo(float).eps * max(values[-1], 0.0):
-        raise ArgumentError(
-            f"{name} is singular: pass more points, or points that spread in every direction."
-        )
+        raise ArgumentError(f"{name} is singular: pass more points, or points that spread in every direction.")
     return (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
 
 
-def _same_shape(
-    displacement: Any, moved: Any, grad_potential: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _same_shape(displacement: Any, moved: Any, grad_potential: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     names = {"displacement": displacement, "moved": moved, "grad_potential": grad_potential}
     shift, points, gradient = (_as_points(name, value) for name, value in names.items())
     for name, value in (("displacement", shift), ("grad_potential", gradient)):

@@ -6,6 +6,7 @@ only the shape left to learn. The exponential keeps the map increasing however f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +15,14 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from jkosampler.engines.objectives import StepProblem
-from jkosampler.errors import TargetValueError
-from jkosampler.particles import Particles
+from jkosampler.errors import TargetGradientError, TargetValueError
+from jkosampler.particles import Particles, weighted_moments
 
 __all__ = ["AffineSolution", "solve_affine"]
+
+# Beside these, L-BFGS remembers enough updates (`maxcor`) to be BFGS in low dimension: with the usual ten it takes
+# hundreds of iterations where the target's Hessian has a condition of 1e5 in whitened coordinates.
+_LINE_SEARCH = {"maxls": 30, "ftol": 1e-13, "gtol": 1e-9}
 
 
 class AffineSolution(NamedTuple):
@@ -47,19 +52,59 @@ class AffineSolution(NamedTuple):
 
 
 def solve_affine(problem: StepProblem, particles: Particles, weights: Tensor, *, max_iterations: int) -> AffineSolution:
-    """Minimise the step's objective over affine maps with L-BFGS on weighted particles in the step's coordinates."""
+    """Minimise the step's objective over affine maps on weighted particles in the step's coordinates.
+
+    L-BFGS from the identity or from the closed form for Gaussians, whichever is better.
+
+    Raises
+    ------
+    TargetError
+        The target fails at the particles themselves; where it only fails further away, the search backs off.
+    """
     objective = _AffineObjective(problem, particles, weights)
-    start = np.zeros(objective.n_parameters)
-    result = minimize(
+    objective(objective.best_at)
+    guess = _gaussian_step(problem, particles, weights) if np.isfinite(objective.first) else None
+    if guess is not None:
+        objective(objective.pack(*guess))
+    minimize(
         objective,
-        start,
+        objective.best_at,
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": max_iterations, "maxls": 30, "ftol": 1e-13, "gtol": 1e-9},
+        options=_LINE_SEARCH | {"maxiter": max_iterations, "maxcor": min(2 * objective.n_parameters, 100)},
     )
-    best = result.x if result.fun <= objective.first else start
-    exponent, shift = objective.unpack(torch.as_tensor(best).to(particles.x))
-    return AffineSolution(exponent, shift, objective.first - min(float(result.fun), objective.first))
+    # Not scipy's result: it is the last point tried, not the best, after a line search that failed at a wall.
+    exponent, shift = objective.unpack(torch.as_tensor(objective.best_at).to(particles.x))
+    return AffineSolution(exponent, shift, objective.decrease)
+
+
+def _gaussian_step(problem: StepProblem, particles: Particles, weights: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Q and b of the exact step of a Gaussian of these moments in the mean quadratic potential: a guess.
+
+    Stein's identity `E[grad V s'] = -E[hess V]` gives the mean Hessian H. With k the stiffness, p the pressure and S
+    the covariance, the step's matrix solves `(k + H) K = k + p (S K)^-1`, a Riccati equation for K^-1.
+    """
+    pressure = float(weights @ problem.energy.pressure_per_mass(particles.log_rho))
+    if particles.score is None or not pressure > 0.0:
+        return None
+    gradient, z, score = (y.double() for y in (problem.potential(particles.x)[1], particles.x, particles.score))
+    weights, k = weights.double(), problem.stiffness
+    mean, covariance = weighted_moments(z, weights)
+    hessian = -(gradient * weights.unsqueeze(-1)).mT @ score
+    if not float(hessian.abs().max()) < 1e12 * k:  # NaN, or beyond what rounding leaves of the rest
+        return None
+    root = _of_symmetric(lambda s: s.clamp(min=1e-12).rsqrt(), covariance)
+    steepness = root @ _of_symmetric(lambda h: 1.0 + h.clamp(min=0.0) / k, hessian) @ root
+    ratio = 4.0 * pressure / k
+    inverse = _of_symmetric(lambda n: ((1.0 + ratio * n.abs()).sqrt() + 1.0) / (2.0 * n.abs()), steepness)
+    matrix = root @ inverse @ root
+    moved = mean - _of_symmetric(lambda h: 1.0 / (k + h.clamp(min=0.0)), hessian) @ (weights @ gradient)
+    return _of_symmetric(lambda m: m.clamp(min=1e-12).log(), matrix), moved - matrix @ mean
+
+
+def _of_symmetric(function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
+    values, axes = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
+    return (axes * function(values)) @ axes.mT
 
 
 class _AffineObjective:
@@ -71,6 +116,17 @@ class _AffineObjective:
         self.triangle = torch.tril_indices(self.dim, self.dim, device=particles.x.device)
         self.n_parameters = self.triangle.shape[1] + self.dim
         self.first = self.best = np.inf
+        self.best_at = np.zeros(self.n_parameters)
+
+    @property
+    def decrease(self) -> float:
+        """From the identity to the best map found; zero where the energy is infinite at the start."""
+        return self.first - self.best if np.isfinite(self.first) else 0.0
+
+    def pack(self, exponent: Tensor, shift: Tensor) -> np.ndarray:
+        """The parameters of Q and b."""
+        lower = 2.0 * exponent - torch.diag(exponent.diagonal())
+        return torch.cat([lower[self.triangle[0], self.triangle[1]], shift]).double().cpu().numpy()
 
     def unpack(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Q and b."""
@@ -86,7 +142,7 @@ class _AffineObjective:
             moved = z @ torch.linalg.matrix_exp(exponent) + shift
             try:
                 potential, slope = self.problem.potential(moved)
-            except TargetValueError:
+            except (TargetValueError, TargetGradientError):
                 if np.isinf(self.first):
                     raise
                 return self._wall(), np.zeros(self.n_parameters)
@@ -99,7 +155,8 @@ class _AffineObjective:
             return self._wall(), np.zeros(self.n_parameters)
         if np.isinf(self.first):
             self.first = value
-        self.best = min(self.best, value)
+        if value < self.best:
+            self.best, self.best_at = value, values.copy()
         return value, gradient.double().cpu().numpy()
 
     def _wall(self) -> float:

@@ -3,7 +3,7 @@
 Algorithms 1 and 2 of Lee, Wang, Li (arXiv 2311.06700). By default a step is solved in three parts: in the whitened
 coordinates of the metric, its best affine map by L-BFGS; on top of that a ResNet potential, trained with the path
 gradient; and a check of the result on particles that took no part. `Lagrangian.as_in_the_paper()` is the
-algorithm as printed (with the corrections of `docs/mathematics`).
+algorithm as printed (with the corrections of `docs/design.md`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _CHECK_PARTICLES = 2000
 _GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
+_PASSES = 32  # mini-batches that a network's training points make at least
 _NEGLIGIBLE_GAIN = 1e-6  # nats: an affine step that leaves less to gain needs no network
 _HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
 
@@ -70,7 +71,7 @@ class Lagrangian(BaseEstimator):
         for the ODE, "plain" for a start whose density jumps.
     coverage : {"law", "spread"}, optional
         Where a network is trained: at draws of the law, or evenly from its centre to its tails
-        (`Particles.draw_spread`); None: "spread" for adaptive steps, "law" for fixed ones.
+        (`Particles.draw_spread`); None: "law", and "spread" for the last adaptive steps, near the target.
     affine : bool
         Whether each step starts from its best affine map.
     warm_start : bool
@@ -153,11 +154,11 @@ class Lagrangian(BaseEstimator):
     def _covers_tails(self, control: Control) -> bool:
         if self.coverage not in (None, "law", "spread"):
             raise ArgumentError(f"coverage must be 'law' or 'spread', got {self.coverage!r}.")
-        return self.coverage == "spread" or (self.coverage is None and not control.exact)
+        return control.tails == "yes" if self.coverage is None else self.coverage == "spread"
 
     def _draw_training(self, flow: GradientFlow, control: Control) -> Particles:
         draw = Particles.draw_spread if self._covers_tails(control) else Particles.draw
-        return draw(flow.law, flow.n_particles, flow.generator)
+        return draw(flow.law, max(flow.n_particles, _PASSES * self.batch_size), flow.generator)
 
     def step(self, state: State) -> tuple[State, Bunch | None]:
         """Solve a step, judge it on fresh particles, and retry as the step control says until one is accepted."""
@@ -176,7 +177,7 @@ class Lagrangian(BaseEstimator):
                 return state, info
             logger.info("step %d rejected at tau=%.3g", len(state.maps) + 1, control.tau)
             rejected += 1
-            control = state.flow.control.after_reject(control)
+            control = state.flow.control.after_reject(control, state.discrepancy)
         if trouble is not None:
             raise trouble
         reason = "no step lowers the energy on fresh particles any further"
@@ -203,7 +204,7 @@ class Lagrangian(BaseEstimator):
         if control.network and not (control.exact and _is_solved(problem, step, inner)):
             step = self._network_map(state, affine, inner)
             points = inner
-            if self._covers_tails(control):
+            if not control.exact:
                 # New points for every step: a network that fitted the last ones has nothing left to learn there.
                 points = frame.to_inner(_push_all(self._draw_training(flow, control), state.maps))
             training = self._train(state, control, problem, step, points)
@@ -271,7 +272,6 @@ class Lagrangian(BaseEstimator):
         return self.map == "ode" or (self.map is None and dim > _GRADIENT_MAP_LIMIT)
 
 
-
 def _reach(discrepancy: float) -> float:
     """Fraction of the learning rate for a law this near: the way left is at most sqrt(2 KL), Adam's steps are not less.
 
@@ -290,7 +290,7 @@ def _advance(state: State, control: Control, trial: Trial) -> State:
     """The state after an accepted step."""
     step_control = state.flow.control
     then = step_control.after_accept(control, trial.judgement)
-    converged = step_control.converged(trial.judgement)
+    converged = step_control.converged(control, trial.judgement)
     stopped = None
     if converged:
         stopped = "fresh particles can't tell the law from the target"

@@ -45,7 +45,12 @@ class StepProblem(NamedTuple):
         return self.frame.cost / self.tau
 
     def potential(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """V (n,) and its gradient in z (n, d), in the dtype of z; targets see the interface's dtype."""
+        """V (n,) and its gradient in z (n, d), in the dtype of z; targets see the interface's dtype.
+
+        NaN, without a call of the target, where a training that broke down has lost the points: that is not its fault.
+        """
+        if not bool(z.isfinite().all()):
+            return torch.full_like(z[:, 0].detach(), torch.nan), torch.full_like(z.detach(), torch.nan)
         value, gradient = self.energy.potential(self.frame.to_outer(z.detach().to(self.frame.factor)))
         return value.to(z), (gradient @ self.frame.factor).to(z)
 

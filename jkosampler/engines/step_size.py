@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 __all__ = ["AdaptiveSteps", "Control", "FixedSteps", "Judgement", "StepControl"]
 
 _RESOLUTION = 10.0  # a fit that can't get on has converged to its network's resolution within this many thresholds
+_TAILS_FROM = 70.0  # so many thresholds from the target, the tails are worth their share of the training
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,15 @@ class Control:
     """What to try next: the step size tau, whether a network is trained, and how hard.
 
     `exact` asks for the step's minimiser to the accuracy of the particles; otherwise a step need only lead on.
-    `effort` multiplies the iterations; `failures` counts rejections in a row, `stalled` steps in a row without
+    `tails` asks for training points that cover the law evenly out to its tails, and is "failed" once a step that did so
+    was rejected. `effort` multiplies the iterations; `failures` counts rejections in a row, `stalled` steps in a row without
     progress, `best` is the smallest discrepancy so far.
     """
 
     tau: float
     network: bool
     exact: bool = False
+    tails: Literal["no", "yes", "failed"] = "no"
     effort: int = 1
     failures: int = 0
     stalled: int = 0
@@ -67,11 +70,11 @@ class StepControl(Protocol):
         """What to try after a step that was kept."""
         ...
 
-    def after_reject(self, control: Control) -> Control | None:
-        """What to try instead of a rejected step; None when there is nothing left to try."""
+    def after_reject(self, control: Control, discrepancy: float) -> Control | None:
+        """What to try instead of a rejected step of a law of this discrepancy; None when that is the end."""
         ...
 
-    def converged(self, seen: Judgement) -> bool:
+    def converged(self, control: Control, seen: Judgement) -> bool:
         """Whether the law is stationary as far as fresh particles can tell."""
         ...
 
@@ -103,12 +106,12 @@ class FixedSteps:
     def after_accept(self, control: Control, seen: Judgement) -> Control:
         return replace(control, effort=1, failures=0)
 
-    def after_reject(self, control: Control) -> Control | None:
+    def after_reject(self, control: Control, discrepancy: float) -> Control | None:
         if control.failures >= self.retries:
             return None
         return replace(control, failures=control.failures + 1, effort=2 * control.effort)
 
-    def converged(self, seen: Judgement) -> bool:
+    def converged(self, control: Control, seen: Judgement) -> bool:
         return seen.discrepancy <= self.threshold
 
     def stalled(self, control: Control) -> bool:
@@ -121,6 +124,8 @@ class FixedSteps:
 @dataclass(frozen=True)
 class AdaptiveSteps:
     """Growing affine steps, then growing network steps, until the discrepancy is below a threshold.
+
+    Networks learn at draws of the law first; when it is near the target, at points that reach out to its tails too.
 
     Step sizes are those of whitened coordinates, where one unit of flow time is the time of a Gaussian's relaxation.
     """
@@ -146,22 +151,28 @@ class AdaptiveSteps:
             pays = seen.energy_change < -0.02 - 2.0 * seen.standard_error
             if pays or control.tau < self.network_tau:
                 return replace(control, tau=min(3.0 * control.tau, self.largest_tau), failures=0, best=best)
-            return Control(self.network_tau, network=True, best=best)
+            return self._with_tails(Control(self.network_tau, network=True, best=best), seen.discrepancy)
         tau = min(3.0 * control.tau, self.largest_tau)
+        control = self._with_tails(control, seen.discrepancy)
         if seen.discrepancy < 0.9 * control.best:
             return replace(control, tau=tau, failures=0, stalled=0, best=best)
-        return self._harder(replace(control, tau=tau, failures=0, best=best))
+        return self._stalling(replace(control, tau=tau, failures=0, best=best))
 
-    def after_reject(self, control: Control) -> Control | None:
+    def after_reject(self, control: Control, discrepancy: float) -> Control | None:
         if not control.network:
             if control.failures < 2:
                 return replace(control, tau=control.tau / 4.0, failures=control.failures + 1)
-            return Control(self.network_tau, network=True, best=control.best)
-        harder = self._harder(replace(control, tau=control.tau / 2.0, failures=control.failures + 1))
-        return None if self.stalled(harder) else harder
+            return self._with_tails(Control(self.network_tau, network=True, best=control.best), discrepancy)
+        if discrepancy <= self.threshold:
+            return None  # a step that can't improve on a law within the threshold shows it to be stationary
+        if control.tails == "yes":
+            return replace(control, tails="failed")
+        slower = self._stalling(replace(control, tau=control.tau / 2.0, failures=control.failures + 1))
+        return None if self.stalled(slower) else slower
 
-    def converged(self, seen: Judgement) -> bool:
-        return seen.discrepancy <= self.threshold
+    def converged(self, control: Control, seen: Judgement) -> bool:
+        """A small discrepancy after a long step: a short one would leave any law nearly as it was."""
+        return seen.discrepancy <= self.threshold and control.tau >= 0.5 * self.largest_tau
 
     def stalled(self, control: Control) -> bool:
         return control.stalled >= self.patience
@@ -169,5 +180,9 @@ class AdaptiveSteps:
     def good_enough(self, discrepancy: float) -> bool:
         return discrepancy <= _RESOLUTION * self.threshold
 
-    def _harder(self, control: Control) -> Control:
-        return replace(control, stalled=control.stalled + 1, effort=min(2 * control.effort, 2))
+    def _with_tails(self, control: Control, discrepancy: float) -> Control:
+        near = discrepancy <= _TAILS_FROM * self.threshold
+        return replace(control, tails="yes") if near and control.tails == "no" else control
+
+    def _stalling(self, control: Control) -> Control:
+        return replace(control, stalled=control.stalled + 1)

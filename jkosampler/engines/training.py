@@ -76,10 +76,16 @@ def _train_adam(
 ) -> TrainingResult:
     optimizer = torch.optim.Adam(step.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.n_iterations, pct_start=0.1, final_div_factor=1e3
+        optimizer,
+        settings.learning_rate,
+        total_steps=settings.n_iterations,
+        pct_start=0.1 if settings.n_iterations != 10 else 0.2,  # torch divides by zero in a warm-up of one iteration
+        final_div_factor=1e3,
     )
     losses: list[float] = []
     while len(losses) < settings.n_iterations:
+        if losses and resample is not None and settings.resample_every is not None:
+            pool = resample()
         block = min(settings.block, settings.n_iterations - len(losses))
         before = _value(step, objective, pool, settings)
         for batch in islice(_batches(pool, settings.batch_size, generator), block):
@@ -87,15 +93,13 @@ def _train_adam(
             loss, value = objective(step, batch)
             if not bool(loss.isfinite()):
                 return TrainingResult(torch.nan, len(losses))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(float(value))
         after = _value(step, objective, pool, settings)
         if settings.tolerance is not None and abs(after - before) <= settings.tolerance * abs(before):
             break
-        if resample is not None and settings.resample_every is not None:
-            pool = resample()
     tail = losses[-max(1, len(losses) // 10) :]
     return TrainingResult(sum(tail) / len(tail), len(losses))
 
@@ -109,6 +113,9 @@ def _train_lbfgs(step: Map, objective: Objective, pool: Particles, settings: Tra
         step.parameters(), max_iter=settings.n_iterations, history_size=20, line_search_fn="strong_wolfe"
     )
     batch = pool[: settings.batch_size]
+    first = objective(step, batch)[0].detach()
+    if not bool(first.isfinite()):
+        return TrainingResult(torch.nan, 0)
     count = 0
 
     def closure() -> Tensor:
@@ -116,10 +123,12 @@ def _train_lbfgs(step: Map, objective: Objective, pool: Particles, settings: Tra
         count += 1
         optimizer.zero_grad()
         loss, _ = objective(step, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if not bool(loss.isfinite()):  # the map folds: a wall, which sends the line search back
+            return first + first.abs() + 1.0
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return TrainingResult(float(objective(step, batch)[1]), count)
 
 

@@ -63,8 +63,11 @@ class Trial(NamedTuple):
 
     def hidden_layers(self) -> dict[str, Tensor]:
         """The network's hidden layers, to start the next one from; empty after an affine step."""
-        state = self.step.inner.potential.state_dict() if self.training.n_iterations else {}
-        return {name: value for name, value in state.items() if name.startswith(("weights", "biases"))}
+        if not self.training.n_iterations:
+            return {}
+        state = self.step.inner.state_dict()
+        hidden = {name.removeprefix("potential."): value for name, value in state.items()}
+        return {name: value for name, value in hidden.items() if name.startswith(("weights", "biases"))}
 
 
 def judge(state: State, problem: StepProblem, step: Map, training: TrainingResult) -> Trial:
@@ -135,9 +138,7 @@ def _optimality_gap(
     return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness)
 
 
-def _integration_error(
-    step: Map, before: Particles, after: Particles, values: Tensor, problem: StepProblem
-) -> float:
+def _integration_error(step: Map, before: Particles, after: Particles, values: Tensor, problem: StepProblem) -> float:
     """Change of the energy when the ODE of the step is integrated more finely; zero for other maps."""
     if not isinstance(step, ODEMap):
         return 0.0

@@ -39,9 +39,7 @@ class Mixture(Law):
                 f"got shape {tuple(weights.shape)}."
             )
         if not bool((weights > 0).all()):
-            raise ArgumentError(
-                f"weights must be positive, got {weights.tolist()}; leave empty components out."
-            )
+            raise ArgumentError(f"weights must be positive, got {weights.tolist()}; leave empty components out.")
         laws = [as_law(component, name=f"components[{i}]") for i, component in enumerate(components)]
         if len({law.dim for law in laws}) > 1:
             raise ArgumentError(f"components must have one dimension, got {[law.dim for law in laws]}.")

@@ -41,9 +41,7 @@ class Law(ABC):
     mass: float = 1.0
     has_jump: bool = False
 
-    def __init__(
-        self, dim: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, dim: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> None:
         self.dim = int(dim)
         self.dtype = dtype
         self.device = torch.device(device)
@@ -79,9 +77,7 @@ class Law(ABC):
             x = self._points(x).detach().clone().requires_grad_(True)
             value = self.log_prob(x)
             if not value.requires_grad:
-                raise ArgumentError(
-                    f"log_prob of the {self.describe()} must be differentiable by torch, but is not."
-                )
+                raise ArgumentError(f"log_prob of the {self.describe()} must be differentiable by torch, but is not.")
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return torch.where(value.detach().isneginf()[:, None], torch.zeros_like(gradient), gradient)
 
@@ -124,9 +120,7 @@ class Law(ABC):
     def _points(self, x: Tensor) -> Tensor:
         x = torch.as_tensor(x, dtype=self.dtype, device=self.device)
         if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ArgumentError(
-                f"x must have shape (n, {self.dim}) for {self.describe()}, got {tuple(x.shape)}."
-            )
+            raise ArgumentError(f"x must have shape (n, {self.dim}) for {self.describe()}, got {tuple(x.shape)}.")
         return x
 
 
@@ -235,15 +229,11 @@ class Uniform(Law):
         low, high = torch.atleast_1d(float_tensor(low, "low")), torch.atleast_1d(float_tensor(high, "high"))
         d = max(low.shape[0], high.shape[0])
         if low.ndim != 1 or high.ndim != 1 or {low.shape[0], high.shape[0]} - {1, d}:
-            raise ArgumentError(
-                f"low and high must have shape (d,), got {tuple(low.shape)} and {tuple(high.shape)}."
-            )
+            raise ArgumentError(f"low and high must have shape (d,), got {tuple(low.shape)} and {tuple(high.shape)}.")
         super().__init__(d, device=low.device)
         self.low, self.high = low.expand(d).clone(), high.to(low.device).expand(d).clone()
         if not bool((self.low < self.high).all()):
-            raise ArgumentError(
-                f"low must be below high in every coordinate, got {low.tolist()} and {high.tolist()}."
-            )
+            raise ArgumentError(f"low must be below high in every coordinate, got {low.tolist()} and {high.tolist()}.")
 
     @property
     def mean(self) -> Tensor:

@@ -69,9 +69,7 @@ class _ForeignLaw(Law):
             x = self.sample((MOMENT_DRAWS,), generator=torch.Generator().manual_seed(MOMENT_SEED))
             moments = x.mean(0), torch.atleast_2d(torch.cov(x.T))
         if not all(bool(moment.isfinite().all()) for moment in moments):
-            raise ArgumentError(
-                f"{self.describe()} has no finite mean and covariance; take a law with lighter tails."
-            )
+            raise ArgumentError(f"{self.describe()} has no finite mean and covariance; take a law with lighter tails.")
         return moments[0].to(self.device, self.dtype), moments[1].to(self.device, self.dtype)
 
     def _closed_moments(self) -> tuple[Tensor, Tensor] | None:

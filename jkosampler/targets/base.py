@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -64,9 +65,7 @@ class Target:
         differentiable: bool = True,
     ) -> None:
         if not callable(log_density):
-            raise ArgumentError(
-                f"log_density must be a callable (n, d) -> (n,), got {type(log_density).__name__}."
-            )
+            raise ArgumentError(f"log_density must be a callable (n, d) -> (n,), got {type(log_density).__name__}.")
         self.names = _checked_names(names)
         self.prior = None if prior is None else as_law(prior, name="prior")
         self.dim = one_dimension(
@@ -82,9 +81,12 @@ class Target:
         self._log_density = log_density
         self._log_likelihood = log_likelihood
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Unnormalised log density (n,) at x (n, d)."""
-        return self._log_density(x)
+    def __call__(self, x: Any) -> Any:
+        """Unnormalised log density (n,) at x (n, d): a tensor for a tensor, numpy float64 for numpy."""
+        if isinstance(x, Tensor):
+            return self._log_density(x)
+        with torch.no_grad():
+            return self._log_density(torch.tensor(x, dtype=torch.float64)).numpy()
 
     def log_likelihood(self, x: Tensor) -> Tensor | None:
         """Pointwise log likelihood (n, k) at x (n, d); None where the target doesn't know it."""

@@ -45,9 +45,7 @@ class TargetEvaluator:
         Batched calls.
     """
 
-    def __init__(
-        self, target: Target, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, target: Target, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> None:
         self.target = target
         self.dtype = dtype
         self.device = torch.device(device)
@@ -191,9 +189,7 @@ def _shape_message(found: tuple[int, ...], points: tuple[int, ...]) -> str:
     return message + "return one number for each row of x."
 
 
-def _refuse_points(
-    bad: Tensor, x: Tensor, error: type[TargetError | StartError], what: str, remedy: str
-) -> None:
+def _refuse_points(bad: Tensor, x: Tensor, error: type[TargetError | StartError], what: str, remedy: str) -> None:
     """Raise `error` if any row is bad, with the first rows as data."""
     if not bool(bad.any()):
         return
@@ -217,6 +213,4 @@ class _NoteOnError:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, TargetError):
-            error.add_note(
-                f"While jkosampler evaluated the log density at points of shape {tuple(self.x.shape)}."
-            )
+            error.add_note(f"While jkosampler evaluated the log density at points of shape {tuple(self.x.shape)}.")

@@ -154,18 +154,14 @@ def _noise_covariance(noise_cov: Any, noise_std: Any, y: Tensor) -> Tensor:
         return covariance
     std = float_tensor(noise_std, "noise_std")
     if tuple(std.shape) not in ((), (k,)) or not bool((std > 0).all()):
-        raise ArgumentError(
-            f"noise_std must be positive, one number or one for each of {k} observations, got {std}."
-        )
+        raise ArgumentError(f"noise_std must be positive, one number or one for each of {k} observations, got {std}.")
     return torch.diag(std.square().expand(k))
 
 
 def _prior(prior: Any, prior_std: Any, known: dict[str, int | None]) -> Law:
     """Prior from whichever of the two is given; one number as `prior_std` takes the known dimension."""
     if (prior is None) == (prior_std is None):
-        raise ArgumentError(
-            "Give exactly one of prior (a law) and prior_std (standard deviations of N(0, .))."
-        )
+        raise ArgumentError("Give exactly one of prior (a law) and prior_std (standard deviations of N(0, .)).")
     if prior is not None:
         return as_law(prior, name="prior")
     std = float_tensor(prior_std, "prior_std")

@@ -25,6 +25,7 @@ GOOD = Report(
     log_evidence_se=0.00224,
     elbo=-60.6038,
     elbo_se=0.0021,
+    largest_weight=3.21,
     stationarity=0.0312,
     converged=True,
 )
@@ -32,6 +33,7 @@ GOOD = Report(
 GOLDEN = """\
 Diagnosis of 4000 draws in 2 dimensions
   Pareto k-hat           0.213   good below 0.70
+  largest weight         3.210   times the mean weight
   effective draws         3922   98.0% of 4000
   log evidence         -60.594   +/- 0.00224
   ELBO                 -60.604   +/- 0.0021

@@ -1,0 +1,168 @@
+"""The policies for steps, as pure functions of what fresh particles say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from jkosampler.engines.step_size import AdaptiveSteps, Control, FixedSteps, Judgement
+
+NAN = math.nan
+GOOD = Judgement(energy_change=-1.0, standard_error=0.01, transport_cost=0.1, discrepancy=0.5)
+
+
+def seen(change: float, discrepancy: float = 0.5, cost: float = 0.0, error: float = 0.01) -> Judgement:
+    return Judgement(change, error, cost, discrepancy)
+
+
+@pytest.mark.parametrize(
+    ("change", "discrepancy", "finite"),
+    [(-1.0, 0.1, True), (NAN, 0.1, False), (-1.0, NAN, False), (math.inf, 0.1, False), (-1.0, math.inf, False)],
+)
+def test_finite(change: float, discrepancy: float, finite: bool) -> None:
+    assert seen(change, discrepancy).finite is finite
+
+
+class TestFixedSteps:
+    policy = FixedSteps(tau=0.1, threshold=1e-3)
+
+    def test_every_step_has_the_size_of_the_user(self) -> None:
+        control = self.policy.first()
+        assert (control.tau, control.network, control.exact, control.effort) == (0.1, True, True, 1)
+        retried = self.policy.after_reject(control, 0.5)
+        assert retried is not None
+        assert self.policy.after_accept(retried, GOOD) == control
+        assert retried.tau == 0.1
+
+    @pytest.mark.parametrize(
+        ("change", "cost", "accepted"),
+        [
+            (-0.5, 0.0999, True),  # E falls by what the movement costs: 0.0999 / (2 * 0.1) = 0.4995
+            (-0.5, 0.105, True),  # within three standard errors of it
+            (-0.5, 0.107, False),  # not any more
+            (0.02, 0.0, True),
+            (0.04, 0.0, False),
+            (NAN, 0.0, False),
+        ],
+    )
+    def test_the_inequality_of_the_step_decides(self, change: float, cost: float, accepted: bool) -> None:
+        assert self.policy.accepts(self.policy.first(), seen(change, cost=cost)) is accepted
+
+    def test_a_step_that_stays_is_accepted(self) -> None:
+        assert self.policy.accepts(self.policy.first(), seen(0.0, error=0.0))
+
+    def test_rejected_steps_are_trained_twice_as_long_until_it_gives_up(self) -> None:
+        control: Control | None = self.policy.first()
+        efforts = []
+        while control is not None:
+            efforts.append(control.effort)
+            control = self.policy.after_reject(control, 0.5)
+        assert efforts == [1, 2, 4]
+
+    def test_convergence(self) -> None:
+        control = self.policy.first()
+        assert self.policy.converged(control, seen(-1.0, discrepancy=1e-3))
+        assert not self.policy.converged(control, seen(-1.0, discrepancy=1.1e-3))
+        assert not self.policy.converged(control, seen(-1.0, discrepancy=NAN))
+        assert self.policy.good_enough(0.9e-2)
+        assert not self.policy.good_enough(1.1e-2)
+        assert not self.policy.stalled(replace(control, stalled=100))
+
+
+class TestAdaptiveSteps:
+    policy = AdaptiveSteps(threshold=1e-3)
+    affine = Control(tau=0.1, network=False)
+    network = Control(tau=1.0, network=True, best=0.5)
+
+    def test_begins_with_a_short_affine_step(self) -> None:
+        assert self.policy.first() == self.affine
+
+    @pytest.mark.parametrize(
+        ("change", "discrepancy", "accepted"),
+        [
+            (-0.03, 0.9, True),  # the energy falls beyond its error
+            (-0.01, 0.4, True),  # it falls within the error, but the discrepancy is smaller
+            (0.01, 0.4, True),
+            (-0.01, 0.9, False),  # no progress in either
+            (0.03, 0.4, False),  # the energy rises beyond its error, whatever the discrepancy says
+            (NAN, 0.4, False),
+            (-0.03, NAN, False),
+        ],
+    )
+    def test_accepts_only_progress(self, change: float, discrepancy: float, accepted: bool) -> None:
+        assert self.policy.accepts(self.network, seen(change, discrepancy)) is accepted
+
+    def test_affine_steps_grow_while_they_pay(self) -> None:
+        control, sizes = self.affine, []
+        for _ in range(7):
+            sizes.append(control.tau)
+            control = self.policy.after_accept(control, seen(-1.0))
+            assert not control.network
+        assert sizes == pytest.approx([0.1, 0.3, 0.9, 2.7, 8.1, 10.0, 10.0])
+
+    def test_short_affine_steps_go_on_even_if_they_bring_little(self) -> None:
+        after = self.policy.after_accept(self.affine, seen(-0.001))
+        assert (after.network, after.tau) == (False, pytest.approx(0.3))
+
+    def test_long_affine_steps_that_bring_nothing_end_the_stage(self) -> None:
+        after = self.policy.after_accept(replace(self.affine, tau=2.7, best=0.9), seen(-0.03, discrepancy=0.7))
+        assert after == Control(self.policy.network_tau, network=True, best=0.7)
+
+    def test_rejected_affine_steps_are_shortened_twice_and_then_left_to_networks(self) -> None:
+        control: Control | None = replace(self.affine, tau=1.6, best=0.7)
+        tried = []
+        while control is not None and not control.network:
+            tried.append(control.tau)
+            control = self.policy.after_reject(control, 0.5)
+        assert tried == pytest.approx([1.6, 0.4, 0.1])
+        assert control == Control(self.policy.network_tau, network=True, best=0.7)
+
+    def test_network_steps_grow_and_forget_failures_while_the_discrepancy_falls(self) -> None:
+        before = replace(self.network, failures=1, stalled=1, effort=2)
+        after = self.policy.after_accept(before, seen(-1.0, discrepancy=0.44))
+        assert (after.tau, after.failures, after.stalled, after.best) == (pytest.approx(3.0), 0, 0, 0.44)
+        assert self.policy.after_accept(replace(after, tau=9.0), seen(-1.0, 0.1)).tau == 10.0
+
+    def test_network_steps_without_progress_try_harder_and_then_stall(self) -> None:
+        once = self.policy.after_accept(self.network, seen(-1.0, discrepancy=0.46))
+        assert (once.stalled, once.effort, once.best) == (1, 2, 0.46)
+        assert not self.policy.stalled(once)
+        twice = self.policy.after_accept(once, seen(-1.0, discrepancy=0.6))
+        assert (twice.stalled, twice.effort, twice.best) == (2, 2, 0.46)  # effort is bounded, the best is kept
+        assert self.policy.stalled(twice)
+
+    def test_rejected_network_steps_are_halved_until_nothing_is_left_to_try(self) -> None:
+        once = self.policy.after_reject(self.network, 0.5)
+        assert once is not None
+        assert (once.tau, once.effort, once.failures, once.network) == (0.5, 2, 1, True)
+        assert self.policy.after_reject(once, 0.5) is None
+
+    def test_a_rejection_within_the_threshold_is_the_end(self) -> None:
+        assert self.policy.after_reject(self.network, 1e-3) is None
+        assert self.policy.after_reject(self.network, NAN) is not None
+        assert self.policy.after_reject(self.affine, 1e-4) is not None  # a short affine step proves nothing
+
+    def test_every_run_of_failures_ends(self) -> None:
+        control: Control | None = self.policy.first()
+        tries = 0
+        while control is not None:
+            control, tries = self.policy.after_reject(control, 0.5), tries + 1
+        assert tries == 5  # three affine steps, two with a network
+
+    def test_every_run_without_progress_ends(self) -> None:
+        control, steps = self.policy.first(), 0
+        while not self.policy.stalled(control):
+            control, steps = self.policy.after_accept(control, seen(-0.001, discrepancy=0.5)), steps + 1
+            assert steps < 20
+        assert control.network
+
+    def test_only_a_long_step_proves_convergence(self) -> None:
+        long = replace(self.network, tau=self.policy.largest_tau)
+        assert self.policy.converged(long, seen(-1.0, discrepancy=1e-3))
+        assert not self.policy.converged(long, seen(-1.0, discrepancy=1.1e-3))
+        assert not self.policy.converged(long, seen(-1.0, discrepancy=NAN))
+        assert not self.policy.converged(self.affine, seen(-1.0, discrepancy=1e-4))
+        assert self.policy.good_enough(0.9e-2)
+        assert not self.policy.good_enough(1.1e-2)

@@ -1,0 +1,112 @@
+"""Small steps to solve, shared by the tests of the engines: targets, particles, maps with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from oracles import Problem
+from torch import Tensor
+
+from jkosampler.energies import Energy, EnergyEvaluator, Internal
+from jkosampler.engines import GradientFlow
+from jkosampler.engines.step_size import StepControl
+from jkosampler.laws import Gaussian, Law
+from jkosampler.maps import GradientMap, Map, ODEMap
+from jkosampler.metrics import Frame, as_metric
+from jkosampler.particles import Particles
+from jkosampler.potentials import ResNetPotential
+
+__all__ = [
+    "Square",
+    "double_well",
+    "draw",
+    "evaluator",
+    "exact_frame",
+    "gaussian_law",
+    "gaussian_log_target",
+    "gradient_flow",
+    "random_map",
+    "random_problem",
+    "seeded",
+]
+
+
+class Square(Internal):
+    """`int rho^2`, whose pressure is not the density's logarithm: the step must ask the energy for it."""
+
+    def per_mass(self, log_rho: Tensor) -> Tensor:
+        return log_rho.exp()
+
+    def pressure_per_mass(self, log_rho: Tensor) -> Tensor:
+        return log_rho.exp()
+
+    def pressure_slope(self, log_rho: Tensor) -> Tensor:
+        return 2.0 * log_rho.exp()
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def evaluator(energy: Energy, dim: int) -> EnergyEvaluator:
+    return EnergyEvaluator(energy, dim=dim, dtype=torch.float64, device="cpu")
+
+
+def double_well(x: Tensor) -> Tensor:
+    """Two bent modes: no Gaussian, smooth, light tails."""
+    bent = x[:, 1:] - 0.5 * x[:, :1].square()
+    return -0.5 * (x[:, 0].square() - 1.0).square() - bent.square().sum(-1)
+
+
+def gaussian_law(p: Problem) -> Gaussian:
+    return Gaussian(p.m, p.S)
+
+
+def gaussian_log_target(p: Problem) -> Callable[[Tensor], Tensor]:
+    """Log density of N(b, A^-1) up to its constant."""
+    precision, mean = torch.tensor(p.A), torch.tensor(p.b)
+    return lambda x: -0.5 * (((x - mean) @ precision) * (x - mean)).sum(-1)
+
+
+def gradient_flow(
+    energy: Energy, law: Law, *, metric: str = "wasserstein", control: StepControl, n: int = 4000, seed: int = 0
+) -> GradientFlow:
+    """What an engine is given to solve."""
+    return GradientFlow(evaluator(energy, law.dim), as_metric(metric), law, control, n, seeded(seed))
+
+
+def draw(law: Law, n: int, seed: int = 0) -> Particles:
+    return Particles.draw(law, n, seeded(seed))
+
+
+def exact_frame(p: Problem, metric: str) -> Frame:
+    """The frame of a metric at the start of a Gaussian problem, from its exact moments."""
+    mean, covariance = torch.tensor(p.m), torch.tensor(p.S)
+    if metric == "kalman":
+        values, vectors = torch.linalg.eigh(covariance)
+        return Frame(mean, (vectors * values.sqrt()) @ vectors.mT, 1.0)
+    variance = float(covariance.trace()) / len(p.m)
+    return Frame(mean, variance**0.5 * torch.eye(len(p.m), dtype=torch.float64), variance)
+
+
+def random_map(kind: str, dim: int, seed: int = 0, *, size: float = 0.05, width: int = 6, depth: int = 2) -> Map:
+    """A gradient map or ODE whose weights are all random, those of the last layer of the given size."""
+    generator = seeded(seed)
+    potential = ResNetPotential(dim, width=width, depth=depth, time_input=kind == "ode", generator=generator)
+    with torch.no_grad():
+        for parameter in (potential.output, potential.quadratic, potential.linear):
+            parameter += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return ODEMap(potential, inner_steps=2) if kind == "ode" else GradientMap(potential)
+
+
+def random_problem(d: int, condition: float, seed: int) -> Problem:
+    """Precision and start covariance of one condition number, along random axes that don't commute."""
+    rng = np.random.default_rng(seed)
+
+    def positive() -> np.ndarray:
+        axes = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        return (axes * np.geomspace(1.0, condition, d)) @ axes.T
+
+    return Problem(positive(), rng.standard_normal(d), rng.standard_normal(d), positive())
