@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jkosampler.errors import ArgumentError
+from jkosampler.errors import ArgumentError, MapInversionError
 from jkosampler.laws import Law
-from jkosampler.maps import Map
+from jkosampler.maps import Map, inversion_error
 from jkosampler.particles import Particles
 
 __all__ = ["FittedFlow"]
@@ -61,11 +61,18 @@ class FittedFlow:
         MapInversionError
             At points where a map can't be inverted.
         """
-        return torch.cat([self._log_density(part, t) for part in x.split(_CHUNK)])
+        parts = []
+        for i, part in enumerate(x.split(_CHUNK)):
+            try:
+                parts.append(self._log_density(part, t))
+            except MapInversionError as error:
+                # the map saw one chunk, pulled back through later steps: name the caller's own points
+                raise inversion_error(x, i * _CHUNK + torch.as_tensor(error.indices)) from error
+        return torch.cat(parts)
 
     def particles(self, n: int, generator: torch.Generator) -> Particles:
         """n independent draws of the last law with their log densities and scores."""
-        particles = Particles.draw(self.start, n, generator)
+        particles = Particles.draw(self.start if self.maps else self.law, n, generator)
         for step in self.maps:
             particles = particles.push(step)
         return particles

@@ -107,14 +107,14 @@ class GradientMap(Map):
             gradient, jacobian = self._parts(x)
             log_det = log_det_increasing(jacobian)
             gradient_of_log_det = _gradient(log_det, x)
-        jacobian = jacobian.detach()
-        pushed = torch.linalg.solve(jacobian, (score - gradient_of_log_det).unsqueeze(-1)).squeeze(-1)
+        pushed = _solve(jacobian.detach(), score - gradient_of_log_det)
         return Pushed((x + gradient).detach(), log_det.detach(), pushed)
 
     def inverse(self, y: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
         """Newton's method with a step that halves until the residual falls."""
         with torch.no_grad():
-            x, residual = y.clone(), -self._parts(y, fraction)[0]
+            x = self._affine_inverse(y, fraction)
+            residual = y - x - fraction * self.potential.gradient(x)
             limit = self._limit(y)
             for _ in range(100):
                 open_ = (residual.norm(dim=-1) > limit).nonzero().squeeze(-1)
@@ -130,18 +130,25 @@ class GradientMap(Map):
 
     def _newton(self, x: Tensor, residual: Tensor, y: Tensor, rows: Tensor, fraction: float) -> None:
         """One damped Newton step for the given rows, in place."""
-        _, jacobian = self._parts(x[rows], fraction)
-        step = torch.linalg.lstsq(jacobian, residual[rows].unsqueeze(-1)).solution.squeeze(-1)
-        size = torch.ones_like(step[:, :1])
-        before = residual[rows].norm(dim=-1, keepdim=True)
+        start, before = x[rows], residual[rows].norm(dim=-1)
+        jacobian = self._parts(start, fraction)[1]
+        newton, singular = torch.linalg.solve_ex(jacobian, residual[rows].unsqueeze(-1))
+        step = torch.where((singular != 0).unsqueeze(-1), residual[rows], newton.squeeze(-1))
+        todo, size = torch.arange(len(rows), device=x.device), 1.0
         for _ in range(30):
-            trial = x[rows] + size * step
-            remaining = y[rows] - trial - self._parts(trial, fraction)[0]
-            worse = remaining.norm(dim=-1, keepdim=True) > (1.0 - 1e-4 * size) * before
-            if not worse.any():
+            trial = start[todo] + size * step[todo]
+            remaining = y[rows[todo]] - trial - fraction * self.potential.gradient(trial)
+            x[rows[todo]], residual[rows[todo]] = trial, remaining
+            todo = todo[remaining.norm(dim=-1) > (1.0 - 1e-4 * size) * before[todo]]
+            if not len(todo):
                 break
-            size = torch.where(worse, 0.5 * size, size)
-        x[rows], residual[rows] = trial, remaining
+            size *= 0.5
+
+    def _affine_inverse(self, y: Tensor, fraction: float) -> Tensor:
+        """The inverse without the network, to start from; y itself where the rest is singular."""
+        matrix = torch.eye(y.shape[-1]).to(y) + fraction * self.potential.quadratic_form()
+        x, singular = torch.linalg.solve_ex(matrix, (y - fraction * self.potential.linear).mT)
+        return x.mT.clone() if not int(singular) else y.clone()
 
     def _parts(self, x: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
         """The displacement (n, d) and the Jacobian of the map (n, d, d)."""
@@ -239,7 +246,7 @@ class ODEMap(Map):
             rows = [_gradient(y[:, i], x, retain_graph=True) for i in range(x.shape[-1])]
             gradient_of_log_det = _gradient(log_det, x)
         jacobian = torch.stack(rows, dim=1)
-        pushed = torch.linalg.solve(jacobian.mT, (score - gradient_of_log_det).unsqueeze(-1)).squeeze(-1)
+        pushed = _solve(jacobian.mT, score - gradient_of_log_det)
         return Pushed(y.detach(), log_det.detach(), pushed)
 
     def inverse(self, y: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -301,7 +308,7 @@ class Conjugated(Map):
             z, log_det = self.inner.inverse(self.to_inner(y), fraction)
         except MapInversionError as error:
             rows = torch.as_tensor(error.indices)
-            raise _inversion_error(y, rows) from error
+            raise inversion_error(y, rows) from error
         return self.to_outer(z), log_det
 
     def to_inner(self, x: Tensor) -> Tensor:
@@ -320,6 +327,12 @@ def log_det_increasing(jacobian: Tensor) -> Tensor:
     return torch.where(info == 0, log_det, torch.nan)
 
 
+def _solve(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Solutions (n, d); NaN where a matrix is singular, as a training that breaks down makes them."""
+    solution, info = torch.linalg.solve_ex(matrices, vectors.unsqueeze(-1))
+    return torch.where(info.unsqueeze(-1) == 0, solution.squeeze(-1), torch.nan)
+
+
 def _gradient(values: Tensor, x: Tensor, *, retain_graph: bool = False) -> Tensor:
     """Row-wise gradient of values (n,) in x (n, d); zero where the values do not depend on x."""
     if not values.requires_grad:
@@ -331,11 +344,12 @@ def _gradient(values: Tensor, x: Tensor, *, retain_graph: bool = False) -> Tenso
 def _checked_inverse(y: Tensor, failed: Tensor, log_det: Tensor) -> Tensor:
     rows = (failed | ~torch.isfinite(log_det)).nonzero().squeeze(-1)
     if len(rows):
-        raise _inversion_error(y, rows)
+        raise inversion_error(y, rows)
     return log_det
 
 
-def _inversion_error(y: Tensor, rows: Tensor) -> MapInversionError:
+def inversion_error(y: Tensor, rows: Tensor) -> MapInversionError:
+    """An error that names the rows (k,) of points y (n, d) that have no inverse."""
     points, indices = y.detach().cpu().numpy(), rows.cpu().numpy()
     return MapInversionError(
         f"a map of the flow can't be inverted at {len(rows)} of {len(y)} points, since it folds there: "

@@ -87,7 +87,7 @@ class KalmanWasserstein(Metric):
         if bool(((particles.x == particles.x[0]).all(0) | (deviation == 0.0)).any()):
             raise _singular()
         values, vectors = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
-        if float(values[0]) <= 1e-14 * float(values[-1]):
+        if float(values[0]) <= 100.0 * torch.finfo(values.dtype).eps * float(values[-1]):
             raise _singular()
         root = deviation.unsqueeze(-1) * vectors * values.sqrt()
         return Frame(mean, _symmetric_part_of_polar(root), 1.0)

@@ -92,7 +92,7 @@ class ResNetPotential(nn.Module):
     def value(self, x: Tensor, t: Tensor | float | None = None) -> Tensor:
         """`phi`, shape (n,)."""
         s = self._inputs(x, t)
-        result = 0.5 * ((s @ self._symmetric()) * s).sum(-1) + s @ self.linear
+        result = 0.5 * ((s @ self.quadratic_form()) * s).sum(-1) + s @ self.linear
         if self.depth:
             a, u = self._arguments(s)
             last = log_two_cosh(a[-1])
@@ -124,7 +124,7 @@ class ResNetPotential(nn.Module):
         s = self._inputs(x, t)
         slopes = self._slopes(s)
         z = self._backward(slopes)
-        quadratic = self._symmetric()[: self.dim, : self.dim]
+        quadratic = self.quadratic_form()[: self.dim, : self.dim]
         if probes is None:
             directions, scale, constant = None, 1.0, torch.diagonal(quadratic).sum()
         else:
@@ -144,7 +144,7 @@ class ResNetPotential(nn.Module):
         slopes = self._slopes(s)
         z = self._backward(slopes)
         d = self.dim
-        hessian = self._symmetric()[:d, :d].expand(len(x), d, d)
+        hessian = self.quadratic_form()[:d, :d].expand(len(x), d, d)
         for layer, (curvature, rows) in enumerate(self._curvatures(slopes, z)):
             if layer == 0:
                 outer = (rows.unsqueeze(0) * rows.unsqueeze(1)).flatten(0, 1)
@@ -161,7 +161,8 @@ class ResNetPotential(nn.Module):
         column = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x)).unsqueeze(-1)
         return torch.cat([x, column], dim=-1)
 
-    def _symmetric(self) -> Tensor:
+    def quadratic_form(self) -> Tensor:
+        """The symmetric matrix A of the quadratic term, in the inputs (x, t)."""
         return 0.5 * (self.quadratic + self.quadratic.mT)
 
     def _arguments(self, s: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -187,7 +188,7 @@ class ResNetPotential(nn.Module):
         return z
 
     def _gradient(self, s: Tensor, slopes: list[Tensor], z: list[Tensor]) -> Tensor:
-        gradient = torch.addmm(self.linear, s, self._symmetric())
+        gradient = torch.addmm(self.linear, s, self.quadratic_form())
         if self.depth:
             gradient = torch.addmm(gradient, slopes[0] * z[0], self.weights[0])
         return gradient[:, : self.dim]

@@ -32,7 +32,7 @@ LOG_Z = math.log(2 * math.pi / 2.0)
 
 @pytest.fixture(scope="module")
 def fitted():
-    return JKOSampler(banana, dim=2, **QUICK).fit()
+    return JKOSampler(banana, dim=2, progress=False, random_state=0).fit()
 
 
 def test_fit_finds_law_and_evidence(fitted):
@@ -52,7 +52,7 @@ def test_fitted_attributes(fitted):
     assert fitted.times_[0] == 0.0
     assert np.all(np.diff(fitted.times_) > 0)
     assert fitted.n_features_in_ == 2
-    assert fitted.particles_.shape == (1000, 2)
+    assert fitted.particles_.shape == (16_000, 2)
     assert fitted.n_target_evaluations_ > sum(record.target_evaluations for record in fitted.history_)
     for key in ("time", "step_size", "energy", "transport_cost", "loss", "n_iterations", "wall_s"):
         assert key in fitted.history_[0]
@@ -82,9 +82,9 @@ def test_numpy_in_numpy_out_torch_in_torch_out(fitted):
 
 
 def test_density_integrates_to_one_at_every_time(fitted):
-    grid = np.linspace(-9.0, 9.0, 361)
+    grid = np.linspace(-9.0, 9.0, 181)
     points = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
-    times = [*fitted.times_, 0.5 * (fitted.times_[-2] + fitted.times_[-1])]
+    times = [*fitted.times_[[0, 1, -2, -1]], 0.5 * (fitted.times_[-2] + fitted.times_[-1])]
     for t in times:
         inside = fitted.density(points, t=t).sum() * (grid[1] - grid[0]) ** 2
         draws = fitted.sample(20_000, t=t, random_state=0)
@@ -191,7 +191,7 @@ def test_box_start_is_smoothed_and_said_so(caplog):
 
 def test_energy_instead_of_target():
     energy = energies.Entropy() + energies.Potential(lambda x: -banana(x))
-    sampler = JKOSampler(energy=energy, dim=2, metric="kalman", **QUICK).fit()
+    sampler = JKOSampler(energy=energy, dim=2, metric="kalman", n_steps=3, **QUICK).fit()
     assert sampler.score(sampler.sample(500)) < 0
     with pytest.raises(ArgumentError, match="log_target"):
         sampler.diagnose()
@@ -265,12 +265,3 @@ def test_not_fitted_and_bad_questions(fitted):
     with pytest.raises(ArgumentError, match="row 1"):
         fitted.log_density(np.array([[0.0, 0.0], [np.nan, 0.0]]))
     assert fitted.sample(0).shape == (0, 2)
-
-
-def test_part_of_the_start_where_the_target_is_zero():
-    def half(x):
-        return torch.where(x[:, 0] > -1.0, banana(x), -torch.inf)
-
-    sampler = JKOSampler(half, dim=2, n_steps=3, **QUICK)
-    with pytest.raises(StartError, match="initial"):
-        sampler.fit()

@@ -233,7 +233,6 @@ class TestBatches:
         assert torch.equal(first, flow.sample(5, t=None, generator=generator()))
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.xfail(reason="the error has the rows of a chunk, and the points between two steps")
     def test_a_fold_is_reported_at_the_callers_points(self, monkeypatch: pytest.MonkeyPatch) -> None:
         folding = ResNetPotential(1, width=1, depth=1)
         with torch.no_grad():

@@ -21,10 +21,10 @@ from jkosampler.engines.affine import AffineSolution, solve_affine
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
 from jkosampler.engines.step_size import Control
-from jkosampler.engines.training import TrainingResult, TrainingSettings, train
+from jkosampler.engines.training import OPTIMIZERS, TrainingResult, TrainingSettings, train
 from jkosampler.engines.trial import Trial, judge, stationarity_of
 from jkosampler.errors import ArgumentError, TargetError
-from jkosampler.maps import GradientMap, Map, ODEMap
+from jkosampler.maps import INTEGRATORS, GradientMap, Map, ODEMap
 from jkosampler.particles import Particles, calibrated_weights
 from jkosampler.potentials import ResNetPotential
 
@@ -142,6 +142,7 @@ class Lagrangian(BaseEstimator):
 
     def init(self, flow: GradientFlow) -> State:
         """Draw the particles and evaluate the energy where they start."""
+        self._check_settings()
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
         control = flow.control.first()
         check = Particles.draw(flow.law, min(_CHECK_PARTICLES, flow.n_particles), flow.generator)
@@ -151,9 +152,23 @@ class Lagrangian(BaseEstimator):
         discrepancy, dissipation = stationarity_of(flow.energy, check, potential, gradient)
         return State(flow, control, pool, check, values, discrepancy=discrepancy, dissipation=dissipation)
 
+    def _check_settings(self) -> None:
+        choices = {
+            "map": (None, "gradient", "ode"),
+            "gradient": (None, *GRADIENTS),
+            "coverage": (None, "law", "spread"),
+            "optimizer": OPTIMIZERS,
+            "integrator": tuple(INTEGRATORS),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ArgumentError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        if self.optimizer == "lbfgs" and self.gradient not in ("control-variate", "plain"):
+            raise ArgumentError(
+                "optimizer='lbfgs' needs the gradient of a fixed sample mean: give gradient='control-variate' with it."
+            )
+
     def _covers_tails(self, control: Control) -> bool:
-        if self.coverage not in (None, "law", "spread"):
-            raise ArgumentError(f"coverage must be 'law' or 'spread', got {self.coverage!r}.")
         return control.tails == "yes" if self.coverage is None else self.coverage == "spread"
 
     def _draw_training(self, flow: GradientFlow, control: Control) -> Particles:
@@ -247,8 +262,6 @@ class Lagrangian(BaseEstimator):
         self, state: State, control: Control, problem: StepProblem, step: Map, training: Particles
     ) -> TrainingResult:
         name = self.gradient or _default_gradient(step, training)
-        if name not in GRADIENTS:
-            raise ArgumentError(f"gradient must be one of {sorted(GRADIENTS)}, got {name!r}.")
         settings = TrainingSettings(
             n_iterations=control.effort * (self.n_iterations or (300 if control.exact else 200)),
             batch_size=self.batch_size,
@@ -267,8 +280,6 @@ class Lagrangian(BaseEstimator):
         return train(step, objective, training.to(dtype), settings, state.flow.generator, resample)
 
     def _is_ode(self, dim: int) -> bool:
-        if self.map not in (None, "gradient", "ode"):
-            raise ArgumentError(f"map must be 'gradient' or 'ode', got {self.map!r}.")
         return self.map == "ode" or (self.map is None and dim > _GRADIENT_MAP_LIMIT)
 
 

@@ -22,9 +22,9 @@ class Control:
     """What to try next: the step size tau, whether a network is trained, and how hard.
 
     `exact` asks for the step's minimiser to the accuracy of the particles; otherwise a step need only lead on.
-    `tails` asks for training points that cover the law evenly out to its tails, and is "failed" once a step that did so
-    was rejected. `effort` multiplies the iterations; `failures` counts rejections in a row, `stalled` steps in a row without
-    progress, `best` is the smallest discrepancy so far.
+    `tails` asks for training points that cover the law evenly out to its tails, and is "failed" once a step that did
+    so was rejected. `effort` multiplies the iterations; `failures` counts rejections in a row, `stalled` steps in a
+    row without progress, `best` is the smallest discrepancy so far.
     """
 
     tau: float

@@ -97,8 +97,7 @@ def test_use_with_care(values, verdict):
         ),
         (
             {"n": 20, "pareto_k": inf},
-            "Verdict: do not trust these draws: 20 draws are too few to judge. "
-            "Try `sampler.diagnose(n=4000)`.",
+            "Verdict: do not trust these draws: 20 draws are too few to judge. Try `sampler.diagnose(n=4000)`.",
         ),
     ],
 )
@@ -154,9 +153,7 @@ def test_a_missed_mode_is_invisible_which_is_why_the_text_says_so():
 
 def test_builder_collects_the_parts():
     log_weights = 0.1 * np.random.default_rng(0).normal(size=2000) - 60
-    report = report_from_log_weights(
-        log_weights, stationarity=0.01, converged=True, dim=3, warnings=("a", "b")
-    )
+    report = report_from_log_weights(log_weights, stationarity=0.01, converged=True, dim=3, warnings=("a", "b"))
     found = evidence(log_weights)
     for name in ("n", "elbo", "elbo_se", "log_evidence", "log_evidence_se", "ess", "ess_fraction"):
         assert getattr(report, name) == getattr(found, name)
@@ -169,9 +166,7 @@ def test_builder_collects_the_parts():
 def test_builder_judges_good_and_bad_weights():
     rng = np.random.default_rng(1)
     verdicts = [
-        report_from_log_weights(
-            scale * rng.normal(size=4000), stationarity=0.0, converged=True, dim=2
-        ).verdict
+        report_from_log_weights(scale * rng.normal(size=4000), stationarity=0.0, converged=True, dim=2).verdict
         for scale in (0.1, 0.7, 4.0)
     ]
     for verdict, start in zip(verdicts, ("trust", "use with care", "do not trust"), strict=True):

@@ -59,9 +59,7 @@ def test_worked_values_of_the_exact_steps():
     np.testing.assert_allclose(linear, [[0.84811014, -0.13358940], [-0.14193874, 1.09859027]], atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("step", "covariance"), [(wasserstein_step, None), (wasserstein_step, EYE), (kalman_step, S)]
-)
+@pytest.mark.parametrize(("step", "covariance"), [(wasserstein_step, None), (wasserstein_step, EYE), (kalman_step, S)])
 def test_exact_step_has_no_residual(step, covariance):
     found = identities(*step(), covariance)
     np.testing.assert_allclose(found.translation, 0, atol=1e-12)
@@ -111,8 +109,7 @@ def test_monte_carlo_noise_is_as_documented():
     mean, linear = kalman_step()
     h = S @ np.linalg.inv(linear @ S @ linear.T)
     squares = [
-        identities(mean, linear, S, rng.multivariate_normal(M, S, size=n)).residual ** 2
-        for _ in range(repetitions)
+        identities(mean, linear, S, rng.multivariate_normal(M, S, size=n)).residual ** 2 for _ in range(repetitions)
     ]
     expected = (np.trace(h) + np.trace(h) * np.trace(np.linalg.inv(h)) + 2) / (2 * n)
     assert np.mean(squares) == pytest.approx(expected, abs=4 * np.std(squares) / np.sqrt(repetitions))
@@ -168,9 +165,7 @@ def relative_score(x, mean, covariance):
 
 
 def kl(mean, covariance):
-    return 0.5 * (
-        np.trace(A @ covariance) - 2 - np.log(np.linalg.det(A @ covariance)) + (mean - B) @ A @ (mean - B)
-    )
+    return 0.5 * (np.trace(A @ covariance) - 2 - np.log(np.linalg.det(A @ covariance)) + (mean - B) @ A @ (mean - B))
 
 
 def kalman_flow(t):

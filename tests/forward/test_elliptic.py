@@ -67,9 +67,7 @@ def test_reference_has_the_recorded_values() -> None:
     np.testing.assert_allclose(exact["mean"], [-2.713848468803, 104.345757833328], rtol=1e-10)
     np.testing.assert_allclose(exact["sd"], [0.113625803726, 0.284220306068], rtol=1e-9)
     np.testing.assert_allclose(exact["quantiles_u1"], [-2.888908045, -2.720274564, -2.516950166], atol=1e-6)
-    np.testing.assert_allclose(
-        exact["quantiles_u2"], [103.878435229, 104.345655691, 104.813427578], atol=1e-8
-    )
+    np.testing.assert_allclose(exact["quantiles_u2"], [103.878435229, 104.345655691, 104.813427578], atol=1e-8)
     assert exact["plateau_mass"] < 1e-9
     assert exact_elliptic(noise_std=0.2)["log_z_paper"] == pytest.approx(-55.453028, abs=1e-6)
     assert exact_elliptic(noise_std=0.5)["plateau_mass"] == pytest.approx(0.123, abs=1e-3)
@@ -81,8 +79,7 @@ def test_evidence_of_the_posterior_is_the_quadratures(noise_std: float) -> None:
     exact = exact_elliptic(noise_std)
     problem = EllipticBVP().posterior(y=[27.5, 79.7], noise_std=noise_std, prior_std=10.0)
     axes = [
-        torch.linspace(m - 12 * s, m + 12 * s, 801, dtype=F64)
-        for m, s in zip(exact["mean"], exact["sd"], strict=True)
+        torch.linspace(m - 12 * s, m + 12 * s, 801, dtype=F64) for m, s in zip(exact["mean"], exact["sd"], strict=True)
     ]
     cell = (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
     value = TargetEvaluator(problem).log_density(torch.cartesian_prod(*axes))

@@ -62,9 +62,7 @@ def test_evidence_is_that_of_the_observations() -> None:
     x = torch.cartesian_prod(grid, grid)
     log_evidence = torch.logsumexp(problem(x), 0) + 2 * torch.log(grid[1] - grid[0])
     covariance = MATRIX.numpy() @ np.diag([1.0, 4.0]) @ MATRIX.numpy().T + NOISE_COV
-    assert float(log_evidence) == pytest.approx(
-        stats.multivariate_normal(np.zeros(3), covariance).logpdf(Y), abs=1e-9
-    )
+    assert float(log_evidence) == pytest.approx(stats.multivariate_normal(np.zeros(3), covariance).logpdf(Y), abs=1e-9)
 
 
 @pytest.mark.parametrize(
