@@ -20,6 +20,7 @@ __all__ = [
     "kl",
     "midpoint_step",
     "ornstein_uhlenbeck",
+    "random_problem",
     "root",
     "scalar_step",
     "wasserstein_squared",
@@ -50,6 +51,17 @@ WORKED = Problem(
     m=np.array([0.0, 0.5]),
     S=np.array([[1.0, 0.3], [0.3, 0.5]]),
 )
+
+
+def random_problem(d: int, condition: float, seed: int) -> Problem:
+    """Precision and start covariance of one condition number, along random axes: they don't commute."""
+    rng = np.random.default_rng(seed)
+
+    def positive() -> np.ndarray:
+        axes = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        return (axes * np.geomspace(1.0, condition, d)) @ axes.T
+
+    return Problem(positive(), rng.standard_normal(d), rng.standard_normal(d), positive())
 
 
 def ornstein_uhlenbeck(p: Problem, t: float) -> tuple[np.ndarray, np.ndarray]:

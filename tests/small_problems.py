@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from oracles import Problem
 from torch import Tensor
@@ -28,7 +27,6 @@ __all__ = [
     "gaussian_log_target",
     "gradient_flow",
     "random_map",
-    "random_problem",
     "seeded",
 ]
 
@@ -99,14 +97,3 @@ def random_map(kind: str, dim: int, seed: int = 0, *, size: float = 0.05, width:
         for parameter in (potential.output, potential.quadratic, potential.linear):
             parameter += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return ODEMap(potential, inner_steps=2) if kind == "ode" else GradientMap(potential)
-
-
-def random_problem(d: int, condition: float, seed: int) -> Problem:
-    """Precision and start covariance of one condition number, along random axes that don't commute."""
-    rng = np.random.default_rng(seed)
-
-    def positive() -> np.ndarray:
-        axes = np.linalg.qr(rng.standard_normal((d, d)))[0]
-        return (axes * np.geomspace(1.0, condition, d)) @ axes.T
-
-    return Problem(positive(), rng.standard_normal(d), rng.standard_normal(d), positive())

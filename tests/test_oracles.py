@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import oracles
 import pytest
-from oracles import WORKED, GaussianStep, Problem
+from oracles import WORKED, GaussianStep, Problem, random_problem
 from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
@@ -27,16 +27,6 @@ def objective(metric: str, p: Problem, tau: float, mean: np.ndarray, matrix: np.
     g, move, shift = cost_matrix(metric, p), matrix - np.eye(len(p.m)), mean - p.m
     cost = np.trace(g @ move @ p.S @ move.T) + shift @ g @ shift
     return oracles.kl(Problem(p.A, p.b, mean, matrix @ p.S @ matrix.T)) + cost / (2.0 * tau)
-
-
-def random_problem(d: int, condition: float, seed: int) -> Problem:
-    rng = np.random.default_rng(seed)
-
-    def positive() -> np.ndarray:
-        axes = np.linalg.qr(rng.standard_normal((d, d)))[0]
-        return (axes * np.geomspace(1.0, condition, d)) @ axes.T
-
-    return Problem(positive(), rng.standard_normal(d), rng.standard_normal(d), positive())
 
 
 def test_ornstein_uhlenbeck_printed_values() -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.errors import TargetGradientError, TargetValueError
 from jkosampler.particles import Particles, weighted_moments
+from jkosampler.potentials import ResNetPotential
 
-__all__ = ["AffineSolution", "solve_affine"]
+__all__ = ["AffineSolution", "set_affine", "solve_affine"]
 
 # Beside these, L-BFGS remembers enough updates (`maxcor`) to be BFGS in low dimension: with the usual ten it takes
 # hundreds of iterations where the target's Hessian has a condition of 1e5 in whitened coordinates.
@@ -43,6 +44,12 @@ class AffineSolution(NamedTuple):
         rates, axes = torch.linalg.eigh(self.exponent)
         mean_growth = torch.where(rates.abs() < 1e-8, 1.0 + 0.5 * rates, torch.expm1(rates) / rates)
         return axes @ ((axes.mT @ self.shift) / mean_growth)
+
+    def potential(self, dtype: torch.dtype) -> ResNetPotential:
+        """The potential without a network whose gradient map is T."""
+        potential = ResNetPotential(len(self.shift), depth=0, dtype=dtype, device=self.shift.device)
+        set_affine(potential, self.matrix - torch.eye(len(self.shift)).to(self.shift), self.shift)
+        return potential
 
     @classmethod
     def identity(cls, like: Tensor) -> AffineSolution:
@@ -105,6 +112,14 @@ def _gaussian_step(problem: StepProblem, particles: Particles, weights: Tensor) 
 def _of_symmetric(function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:
     values, axes = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
     return (axes * function(values)) @ axes.mT
+
+
+def set_affine(potential: ResNetPotential, quadratic: Tensor, linear: Tensor) -> None:
+    """Set the quadratic (d, d) and linear (d,) terms in x of a potential; those in the inner time stay zero."""
+    d = potential.dim
+    with torch.no_grad():
+        potential.quadratic[:d, :d] = quadratic
+        potential.linear[:d] = linear
 
 
 class _AffineObjective:

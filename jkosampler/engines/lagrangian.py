@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from jkosampler.engines.affine import AffineSolution, solve_affine
+from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
 from jkosampler.engines.step_size import Control
@@ -214,7 +214,7 @@ class Lagrangian(BaseEstimator):
         problem = StepProblem(flow.energy, frame, control.tau)
         inner = frame.to_inner(state.pool)
         affine = self._solve_affine(problem, inner, weights, control)
-        step: Map = GradientMap(_affine_potential(affine, inner.x))
+        step: Map = GradientMap(affine.potential(inner.x.dtype))
         training = TrainingResult(float("nan"), 0)
         if control.network and not (control.exact and _is_solved(problem, step, inner)):
             step = self._network_map(state, affine, inner)
@@ -252,9 +252,9 @@ class Lagrangian(BaseEstimator):
         hidden = state.warm_start if self.warm_start else {}
         potential.load_state_dict(hidden, strict=False)
         if not ode:
-            _set_affine(potential, affine.matrix - torch.eye(d).to(inner.x), affine.shift)
+            set_affine(potential, affine.matrix - torch.eye(d).to(inner.x), affine.shift)
             return GradientMap(potential)
-        _set_affine(potential, affine.exponent, affine.velocity)
+        set_affine(potential, affine.exponent, affine.velocity)
         probes = torch.randn(16, d, generator=state.flow.generator).to(inner.x) if d > _HUTCHINSON_LIMIT else None
         return ODEMap(potential, integrator=self.integrator, inner_steps=self.inner_steps, probes=probes)
 
@@ -340,18 +340,3 @@ def _default_gradient(step: Map, inner: Particles) -> str:
     if inner.score is None:
         return "plain"
     return "control-variate" if isinstance(step, ODEMap) else "path"
-
-
-def _affine_potential(affine: AffineSolution, like: Tensor) -> ResNetPotential:
-    d = like.shape[1]
-    potential = ResNetPotential(d, depth=0, dtype=like.dtype, device=like.device)
-    _set_affine(potential, affine.matrix - torch.eye(d).to(like), affine.shift)
-    return potential
-
-
-def _set_affine(potential: ResNetPotential, quadratic: Tensor, linear: Tensor) -> None:
-    """Set the terms in x; those in the inner time stay zero."""
-    d = potential.dim
-    with torch.no_grad():
-        potential.quadratic[:d, :d] = quadratic
-        potential.linear[:d] = linear

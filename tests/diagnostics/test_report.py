@@ -63,7 +63,7 @@ def test_golden_text():
         (
             {"ess": 2400.0, "ess_fraction": 0.6},
             "Verdict: use with care: unweighted means may be off by up to 0.82 sd. Try "
-            '`sampler.sample(n, method="snis")` (reweighted draws), `sampler.extend(10)` (more steps), '
+            "weighing the draws by exp(log_weight) of `to_arviz()`, `sampler.extend(10)` (more steps), "
             "a larger `n_particles` or a wider `initial`.",
         ),
         (
@@ -112,6 +112,13 @@ def test_do_not_trust(values, verdict):
 def test_k_must_lie_below_the_threshold(k):
     assert "do not trust" in changed(pareto_k=k).verdict
     assert changed(pareto_k=0.699).trustworthy
+
+
+def test_k_of_weights_that_are_all_alike_is_shown_and_not_held_against_the_draws():
+    report = changed(pareto_k=0.9, largest_weight=1.1)
+    assert report.trustworthy
+    assert "0.900" in str(report)
+    assert not changed(pareto_k=0.9, largest_weight=2.1).trustworthy
 
 
 @pytest.mark.parametrize(("n", "threshold"), [(10**6, 0.7), (1000, 2 / 3), (100, 0.5), (10, 0.0), (2, 0.0)])

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from oracles import WORKED, Problem
+from oracles import WORKED, Problem, random_problem
 from scipy.integrate import solve_ivp
 from small_problems import (
     Square,
@@ -17,7 +17,6 @@ from small_problems import (
     evaluator,
     gaussian_law,
     gaussian_log_target,
-    random_problem,
     seeded,
 )
 from torch import Tensor

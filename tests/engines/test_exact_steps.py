@@ -7,9 +7,9 @@ from functools import cache
 import numpy as np
 import oracles
 import pytest
-from oracles import Problem
+from oracles import Problem, random_problem
 from scipy.stats import multivariate_normal
-from small_problems import gaussian_law, gaussian_log_target, random_problem
+from small_problems import gaussian_law, gaussian_log_target
 
 from jkosampler import JKOSampler, energies
 from jkosampler.engines import Lagrangian

@@ -125,19 +125,29 @@ class TestAdaptiveSteps:
         assert (after.tau, after.failures, after.stalled, after.best) == (pytest.approx(3.0), 0, 0, 0.44)
         assert self.policy.after_accept(replace(after, tau=9.0), seen(-1.0, 0.1)).tau == 10.0
 
-    def test_network_steps_without_progress_try_harder_and_then_stall(self) -> None:
+    def test_network_steps_without_progress_stall(self) -> None:
         once = self.policy.after_accept(self.network, seen(-1.0, discrepancy=0.46))
-        assert (once.stalled, once.effort, once.best) == (1, 2, 0.46)
+        assert (once.stalled, once.best) == (1, 0.46)
         assert not self.policy.stalled(once)
         twice = self.policy.after_accept(once, seen(-1.0, discrepancy=0.6))
-        assert (twice.stalled, twice.effort, twice.best) == (2, 2, 0.46)  # effort is bounded, the best is kept
+        assert (twice.stalled, twice.best) == (2, 0.46)  # the best is kept
         assert self.policy.stalled(twice)
 
     def test_rejected_network_steps_are_halved_until_nothing_is_left_to_try(self) -> None:
         once = self.policy.after_reject(self.network, 0.5)
         assert once is not None
-        assert (once.tau, once.effort, once.failures, once.network) == (0.5, 2, 1, True)
+        assert (once.tau, once.failures, once.network) == (0.5, 1, True)
         assert self.policy.after_reject(once, 0.5) is None
+
+    def test_tails_are_trained_near_the_target_until_that_fails(self) -> None:
+        assert self.policy.first().tails == "no"
+        far = self.policy.after_accept(self.network, seen(-1.0, discrepancy=0.4))
+        assert far.tails == "no"
+        near = self.policy.after_accept(self.network, seen(-1.0, discrepancy=0.01))
+        assert near.tails == "yes"
+        without = self.policy.after_reject(near, 0.01)
+        assert without == replace(near, tails="failed")  # the same step again, no failure of its size
+        assert self.policy.after_accept(without, seen(-1.0, discrepancy=0.005)).tails == "failed"
 
     def test_a_rejection_within_the_threshold_is_the_end(self) -> None:
         assert self.policy.after_reject(self.network, 1e-3) is None
