@@ -162,6 +162,8 @@ def test_failures_at_the_start_are_errors_at_once() -> None:
         ({"map": "spline"}, "map must be"),
         ({"gradient": "best"}, "gradient must be"),
         ({"optimizer": "sgd"}, "optimizer must be"),
+        ({"coverage": "everywhere"}, "coverage must be"),
+        ({"optimizer": "lbfgs"}, "gradient='control-variate'"),
         ({"map": "ode", "integrator": "rk5"}, "integrator must be"),
         ({"map": "ode", "inner_steps": 0}, "inner_steps must be"),
     ],
@@ -179,6 +181,18 @@ def test_the_map_is_that_of_the_settings(settings: dict[str, Any], kind: type) -
     after, info = engine.step(state)
     assert info is not None
     assert isinstance(after.maps[0].inner, kind)
+
+
+def test_a_network_starts_from_the_best_affine_map() -> None:
+    steps = []
+    for settings in ({"map": "gradient"}, {"map": "ode", "inner_steps": 8}):
+        engine, state = start(n_iterations=1, **settings)  # at a learning rate of 4e-7
+        after, _ = engine.step(state)
+        steps.append(after)
+    x = steps[0].check.x
+    torch.testing.assert_close(steps[1].check.x, x, atol=2e-4, rtol=0.0)
+    torch.testing.assert_close(steps[1].check.log_rho, steps[0].check.log_rho, atol=2e-4, rtol=0.0)
+    assert float(steps[0].values.mean()) < float(state.values.mean()) - 0.5
 
 
 def test_an_affine_step_that_is_the_solution_needs_no_network() -> None:

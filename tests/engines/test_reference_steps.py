@@ -112,6 +112,27 @@ def test_a_step_has_the_density_of_the_exact_one(name: str, tau: float, kind: st
     assert abs(record.integration_error) < 0.01
 
 
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        pytest.param(
+            {"optimizer": "lbfgs", "gradient": "control-variate", "batch_size": 2000, "n_iterations": 60},
+            0.04,
+            id="lbfgs",
+        ),
+        pytest.param({"gradient": "control-variate"}, 0.03, id="control variate", marks=pytest.mark.slow),
+        pytest.param({"gradient": "plain"}, 0.05, id="plain", marks=pytest.mark.slow),
+        pytest.param({"resample_every": 100}, 0.02, id="fresh particles", marks=pytest.mark.slow),
+        pytest.param({"tolerance": 1e-3, "n_iterations": 600}, 0.05, id="tolerance", marks=pytest.mark.slow),
+        pytest.param(
+            {"training_dtype": torch.float64, "depth": 3, "width": 32}, 0.03, id="float64", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_other_ways_to_train_find_the_same_step(settings: dict[str, Any], tolerance: float) -> None:
+    assert density_error(fit("bimodal", 0.1, **settings), reference("bimodal", 0.1), 0.1) < tolerance
+
+
 @pytest.mark.slow
 def test_three_steps_in_a_row() -> None:
     sampler, nodes, log_rho = fit("bimodal", 0.1, 3), NODES, log_density_of(START)
