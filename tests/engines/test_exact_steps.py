@@ -9,10 +9,12 @@ import oracles
 import pytest
 from oracles import Problem, random_problem
 from scipy.stats import multivariate_normal
-from small_problems import gaussian_law, gaussian_log_target
+from small_problems import gaussian_law, gaussian_log_target, gradient_flow
 
 from jkosampler import JKOSampler, energies
+from jkosampler.energies import KL
 from jkosampler.engines import Lagrangian
+from jkosampler.engines.step_size import FixedSteps
 
 CASES = {
     "wasserstein": (random_problem(3, 10.0, 0), 0.3, oracles.wasserstein_step),
@@ -138,3 +140,26 @@ def test_a_network_alone_finds_a_gaussian_step_too(metric: str, kind: str, toler
     error = np.exp(sampler.log_density(x) - exact.logpdf(x)) - 1.0
     assert np.sqrt(np.mean(error**2)) < tolerance
     assert sampler.history_[0].stage == "network"
+
+
+@pytest.mark.parametrize("metric", CASES)
+def test_certificates_of_a_step_that_was_not_made(metric: str) -> None:
+    p, tau = oracles.WORKED, 0.3
+    flow = gradient_flow(
+        KL(gaussian_log_target(p)), gaussian_law(p), metric=metric, control=FixedSteps(tau, 1e-3), n=2000
+    )
+    engine = Lagrangian(affine=False, n_iterations=1)  # at a learning rate of 4e-7
+    _, info = engine.step(engine.init(flow))
+    assert info is not None
+    # With T = id the residual is r = A (x - b) - S^-1 (x - m), all moments of which are known.
+    slope, shift = p.A - np.linalg.inv(p.S), p.A @ (p.m - p.b)
+    kalman = np.trace(p.S @ slope @ p.S @ slope) + shift @ p.S @ shift
+    square = kalman if metric == "kalman" else np.trace(slope @ p.S @ slope) + shift @ shift
+    assert info.optimality_gap == pytest.approx(0.5 * tau * square, rel=0.15)  # 2000 draws
+    assert info.dissipation == pytest.approx(kalman, rel=0.15)
+    variance = 0.5 * np.trace(slope @ p.S @ slope @ p.S) + shift @ p.S @ shift
+    assert info.discrepancy == pytest.approx(0.5 * variance, rel=0.15)
+    root = oracles.root(p.S)  # the identities are stated in whitened coordinates, whatever the metric
+    matrix = root @ (p.A @ p.S - np.eye(2)) @ np.linalg.inv(root)
+    expected = np.sqrt((np.sum(matrix**2) + np.sum((root @ shift) ** 2)) / 2.0)
+    assert info.residual == pytest.approx(expected, rel=0.15)
