@@ -159,6 +159,18 @@ def test_the_line_search_backs_off_from_where_the_energy_is_infinite(log_target:
     assert float(solution.shift.mean()) < -1.0
 
 
+def test_a_guess_that_is_worse_than_no_motion_is_not_taken() -> None:
+    # Over the narrow start the target is a slope, whose Gaussian step leads far up the wall behind it.
+    start = Problem(np.eye(1), np.zeros(1), np.zeros(1), 0.01 * np.eye(1))
+    log_target = KL(lambda x: 10.0 * x[:, 0] - torch.exp(20.0 * (x[:, 0] - 1.0)))
+    problem, inner, weights = problem_and_particles(start, "wasserstein", 1.0, log_target)
+    for max_iterations in (1, 200):
+        solution = solve_affine(problem, inner, weights, max_iterations=max_iterations)
+        assert solution.decrease > 0.0
+    mean, _ = in_outer_coordinates(solution, problem.frame, start.m)
+    assert 0.5 < mean.item() < 1.0
+
+
 def test_a_target_that_fails_at_the_start_says_so() -> None:
     start = Problem(np.eye(2), np.zeros(2), np.zeros(2), np.eye(2))
     problem, inner, weights = problem_and_particles(

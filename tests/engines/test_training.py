@@ -178,6 +178,8 @@ def test_a_map_that_folds_ends_the_training_with_nan(problem: StepProblem, optim
     result = train(step, Plain(problem), pool(problem), replace(SETTINGS, optimizer=optimizer), seeded(0))
     assert isinstance(result, TrainingResult)
     assert result.loss != result.loss
+    assert result.n_iterations == 0
+    assert bool(weights(step).isfinite().all())
 
 
 @pytest.mark.parametrize("estimate", sorted(GRADIENTS))
