@@ -1,7 +1,10 @@
-"""Checks of arguments that several modules share: arrays, covariances, sample sizes, random generators."""
+"""Checks of arguments that several modules share: arrays, covariances, sample sizes, random generators; warnings."""
 
 from __future__ import annotations
 
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,9 @@ from torch import Tensor
 
 from jkosampler.errors import ArgumentError
 
-__all__ = ["cholesky_factor", "draw_size", "float_tensor", "generator_or_fresh"]
+__all__ = ["cholesky_factor", "draw_size", "float_tensor", "generator_or_fresh", "warn_user"]
+
+_PACKAGE = str(Path(__file__).parent / "_")[:-1]  # with the separator at its end
 
 
 def float_tensor(value: Any, name: str) -> Tensor:
@@ -77,3 +82,11 @@ def generator_or_fresh(generator: torch.Generator | None) -> torch.Generator:
         generator = torch.Generator()
         generator.seed()
     return generator
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside this package that called it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

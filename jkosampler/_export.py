@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +11,23 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from jkosampler._setup import Setup
+from jkosampler._result import FitResult
 from jkosampler.arviz_io import split_chains
 from jkosampler.errors import ArgumentError
 from jkosampler.targets import Target
 
 __all__ = ["arviz_groups"]
 
+logger = logging.getLogger(__name__)
+
 _TEXT = ("stage", "note")  # records that are not numbers
 
 
-def arviz_groups(
-    setup: Setup, history: Sequence[Bunch], draws: int, chains: int, generator: torch.Generator
-) -> dict[str, Any]:
+def arviz_groups(fitted: FitResult, draws: int, chains: int, generator: torch.Generator) -> dict[str, Any]:
     """The arguments of `arviz_io.to_arviz`: draws (chains, draws), their statistics, the target's data, the history.
+
+    The evaluations of the target count in `setup.problem.energy`. A draw at which a map of the flow folds has no
+    density: its `log_q` and `log_weight` are NaN, which a log message says.
 
     Raises
     ------
@@ -33,12 +37,14 @@ def arviz_groups(
     for name, value in (("draws", draws), ("chains", chains)):
         if not isinstance(value, int | np.integer) or value < 1:
             raise ArgumentError(f"{name} must be a positive whole number, got {value!r}.")
-    particles = setup.flow.particles(draws * chains, generator)
+    setup = fitted.setup
+    particles = fitted.flow.particles(draws * chains, generator)
+    _warn_of_folds(particles.log_rho)
     statistics = {"log_q": _chains(particles.log_rho, chains)}
     groups: dict[str, Any] = {
         "posterior": _variables(particles.x, setup.target, chains),
         "sample_stats": statistics,
-        "step_history": _columns(history),
+        "step_history": _columns(fitted.history),
         "attrs": {"inference_library": "jkosampler"},
     }
     if setup.target is not None:
@@ -47,6 +53,17 @@ def arviz_groups(
         statistics["log_weight"] = _chains(-potential - particles.log_rho, chains)
         groups |= _of_target(setup.target, particles.x, chains, generator)
     return groups
+
+
+def _warn_of_folds(log_rho: Tensor) -> None:
+    undefined = int((~log_rho.isfinite()).sum())
+    if undefined:
+        logger.warning(
+            "log_q is NaN or infinite at %d of %d draws, where a map of the flow folds: leave them out of "
+            "sums over log_q and log_weight, and see diagnose() for whether to refit.",
+            undefined,
+            len(log_rho),
+        )
 
 
 def _of_target(target: Target, x: Tensor, chains: int, generator: torch.Generator) -> dict[str, Any]:
@@ -74,7 +91,7 @@ def _variables(x: Tensor, target: Target | None, chains: int) -> dict[str, np.nd
 
 
 def _chains(values: Tensor, chains: int) -> np.ndarray:
-    return split_chains(values.cpu().numpy(), chains)
+    return split_chains(values.cpu().double().numpy(), chains)
 
 
 def _columns(history: Sequence[Bunch]) -> dict[str, np.ndarray] | None:

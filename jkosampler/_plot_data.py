@@ -5,12 +5,14 @@ numpy only. Shapes: n points, d coordinates, K panels.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jkosampler.errors import ArgumentError, TargetShapeError, TargetValueError
+from jkosampler.errors import ArgumentError, TargetCallError, TargetShapeError, TargetValueError
 
 __all__ = [
     "check_evolution",
@@ -50,10 +52,10 @@ def panel_windows(points: Sequence[Array], spread: float = 4.0) -> list[Array]:
     return list(own) if too_wide.any() else [shared] * len(points)
 
 
-def evaluate_on_grid(log_target_fn: Callable[[Array], ArrayLike], x: Array, y: Array) -> Array:
+def evaluate_on_grid(log_target_fn: Callable[[Any], Any], x: Array, y: Array) -> Array:
     """The density on the grid, (len(y), len(x)), with its maximum at one."""
     points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    value = np.asarray(log_target_fn(points), dtype=float)
+    value = np.asarray(_call(log_target_fn, points), dtype=float)
     if value.shape != (len(points),):
         raise TargetShapeError(
             f"log_target_fn: one number for each of {len(points)} points is needed, got shape {value.shape}."
@@ -69,6 +71,33 @@ def evaluate_on_grid(log_target_fn: Callable[[Array], ArrayLike], x: Array, y: A
     if value.max() == -np.inf:
         raise TargetValueError("log_target_fn: -inf everywhere in the window of the draws; are they its draws?")
     return np.exp(value - value.max()).reshape(len(y), len(x))
+
+
+def _call(log_target_fn: Callable[[Any], Any], points: Array) -> Any:
+    """Its values at numpy points or, if these raise TypeError or AttributeError, at the same as a torch tensor.
+
+    These two are what torch functions and methods raise of a numpy array. torch is not imported: a function that
+    needs it has done so.
+    """
+    try:
+        return _plain(log_target_fn(points))
+    except (TypeError, AttributeError) as refused:
+        torch = sys.modules.get("torch")
+        if torch is None:
+            raise
+        try:
+            with torch.no_grad():
+                return _plain(log_target_fn(torch.as_tensor(points)))
+        except (TypeError, AttributeError, RuntimeError) as error:
+            raise TargetCallError(
+                f"log_target_fn takes neither a numpy array (n, 2), {type(refused).__name__}: {refused}, nor a torch "
+                f"float64 tensor, {type(error).__name__}: {error}. Pass a function of one of the two."
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    """numpy for a torch tensor, whether it needs gradients or lives elsewhere; all else as it is."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
 def region_heights(density: Array, masses: Array) -> Array:

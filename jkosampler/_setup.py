@@ -1,11 +1,9 @@
-"""From the sampler's parameters to a problem that an engine can solve: checks, defaults, random generators."""
+"""From the sampler's parameters to a problem that an engine can solve: checks and defaults."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +12,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from jkosampler.energies import KL, Energy, EnergyEvaluator
+from jkosampler._arguments import warn_user
+from jkosampler._inputs import as_device, as_dtype, starting_particles, whole_number
+from jkosampler.energies import KL, Energy, EnergyEvaluator, Internal
 from jkosampler.engines import GradientFlow, Lagrangian
 from jkosampler.engines.step_size import AdaptiveSteps, FixedSteps, StepControl
 from jkosampler.errors import ArgumentError
-from jkosampler.flow import FittedFlow
 from jkosampler.laws import Gaussian, Law, Mixture, as_law
-from jkosampler.metrics import as_metric
+from jkosampler.metrics import Metric, as_metric
 from jkosampler.particles import Particles
 from jkosampler.targets import Target, as_target
 from jkosampler.targets.base import one_dimension
@@ -28,26 +27,31 @@ from jkosampler.targets.base import one_dimension
 if TYPE_CHECKING:
     from jkosampler.estimator import JKOSampler
 
-__all__ = ["Setup", "as_points", "like_caller", "random_generator", "torch_threads"]
+__all__ = ["Setup", "check_that_it_ends"]
 
 _PARTICLES = 16_000
 _PARTICLES_PER_DIMENSION = 400
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
 
 
-@dataclass
+@dataclass(frozen=True)
 class Setup:
-    """A checked problem with everything that the sampler needs beside the engine's state."""
+    """A checked problem with everything that the sampler needs beside the engine's state.
+
+    `functional` is the energy; `law` is the law at t = 0 as the user gave it, and `note` says what the particles start
+    from instead, if they do. `adaptive` says whether the step sizes are the engine's to choose.
+    """
 
     dim: int
     dtype: torch.dtype
     device: torch.device
     target: Target | None
+    functional: Energy
     law: Law
     engine: Lagrangian
     problem: GradientFlow
     note: str | None
-    flow: FittedFlow = field(init=False)
+    adaptive: bool
 
     @classmethod
     def of(cls, sampler: JKOSampler, X: Any, generator: torch.Generator) -> Setup:
@@ -59,87 +63,43 @@ class Setup:
             A parameter can't be used.
         """
         _refuse_what_is_not_there(sampler)
-        dtype = torch.float64 if sampler.dtype is None else sampler.dtype
-        if dtype not in (torch.float32, torch.float64):
-            raise ArgumentError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}.")
-        device = torch.device(sampler.device or "cpu")
-        dim = _dimension(sampler, X)
+        dtype, device, dim = as_dtype(sampler.dtype), as_device(sampler.device), _dimension(sampler, X)
         target = None if sampler.log_target is None else as_target(sampler.log_target, dim)
-        particles = None if X is None else as_points(X, dim, dtype, device, name="X")
+        energy = sampler.energy if target is None else KL(target)
+        _check_energy(energy, "energy" if target is None else "log_target")
+        check_that_it_ends(sampler, energy, sampler.n_steps)
+        particles = None if X is None else starting_particles(X, dim, dtype, device)
         law = _initial_law(sampler, target, particles, dim, generator).to(dtype, device)
         adaptive = sampler.step_size is None
         start, note = _carried(law) if adaptive else (law, None)
-        energy = KL(target) if target is not None else sampler.energy
         n_particles = max(_PARTICLES, _PARTICLES_PER_DIMENSION * dim)
         problem = GradientFlow(
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device),
-            metric=as_metric(sampler.metric or ("wasserstein" if target is None else "kalman")),
+            metric=_metric(sampler.metric, "wasserstein" if target is None else "kalman"),
             law=start,
             control=_control(sampler, dim),
             n_particles=n_particles if sampler.n_particles is None else int(sampler.n_particles),
             generator=generator,
             start=None if particles is None else _at(start, particles),
         )
-        return cls(dim, dtype, device, target, law, _engine(sampler.engine), problem, note)
+        return cls(dim, dtype, device, target, energy, law, _engine(sampler.engine), problem, note, adaptive)
 
 
-def random_generator(random_state: Any) -> torch.Generator:
-    """A torch generator from an int, a numpy Generator, a torch Generator (used as it is), or None (fresh entropy)."""
-    if isinstance(random_state, torch.Generator):
-        return random_state
-    generator = torch.Generator()
-    if random_state is None:
-        generator.seed()
-    elif isinstance(random_state, np.random.Generator):
-        generator.manual_seed(int(random_state.integers(2**63)))
-    elif isinstance(random_state, int | np.integer) and not isinstance(random_state, bool) and random_state >= 0:
-        generator.manual_seed(int(random_state))
-    else:
-        raise ArgumentError(
-            "random_state must be a non-negative int, a numpy Generator, a torch Generator or None, "
-            f"got {random_state!r}."
-        )
-    return generator
-
-
-def as_points(x: Any, dim: int, dtype: torch.dtype, device: torch.device, name: str = "x") -> Tensor:
-    """Points (n, d) of an array or tensor.
+def check_that_it_ends(sampler: JKOSampler, energy: Energy, n_steps: int | None) -> None:
+    """Refuse a fit that nothing would end.
 
     Raises
     ------
     ArgumentError
-        The shape is another one, or a value is not finite.
+        The energy has no minimum, as the heat equation's has none, and neither steps nor budgets are limited.
     """
-    try:
-        points = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name} must be an array of numbers of shape (n, {dim}).") from error
-    if points.ndim != 2 or points.shape[1] != dim:
-        raise ArgumentError(f"{name} must have shape (n, {dim}), got {tuple(points.shape)}.")
-    points = points.to(device, dtype)
-    if not bool(points.isfinite().all()):
-        row = int((~points.isfinite()).any(1).nonzero()[0])
-        raise ArgumentError(f"{name} must be finite, but row {row} is {points[row].tolist()}.")
-    return points
-
-
-def like_caller(values: Tensor, x: Any) -> Any:
-    """Values as the caller's x came: a tensor on its device, else numpy float64."""
-    if isinstance(x, Tensor):
-        return values.to(x.device, x.dtype if x.is_floating_point() else values.dtype)
-    return values.cpu().double().numpy()
-
-
-@contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Run torch on so many threads, and put back what was set."""
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        yield
-    finally:
-        torch.set_num_threads(before)
+    internal = [isinstance(term, Internal) for _, term in energy.terms()]
+    counted = not all(internal) and sampler.max_target_evaluations is not None
+    if (all(internal) or not any(internal)) and n_steps is None and sampler.max_time is None and not counted:
+        raise ArgumentError(
+            f"n_steps: the flow of {energy!r} never becomes stationary; give n_steps"
+            f"{' with step_size' if sampler.step_size is not None else ''}, or max_time."
+        )
 
 
 def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
@@ -147,22 +107,31 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
         raise ArgumentError("give either log_target or energy: exactly one of them says where the flow goes.")
     if sampler.energy is not None and not isinstance(sampler.energy, Energy):
         raise ArgumentError(f"energy must be an Energy, got {type(sampler.energy).__name__}.")
-    for name, allowed in (("mobility", None), ("domain", None), ("checkpoint", None), ("order", 1)):
-        if getattr(sampler, name) != allowed:
-            raise ArgumentError(f"{name}={getattr(sampler, name)!r} is not in this version; only {allowed!r} is.")
+    for name in ("mobility", "domain", "checkpoint"):
+        if getattr(sampler, name) is not None:
+            raise ArgumentError(f"{name}={getattr(sampler, name)!r} is not in this version; only None is.")
+    if not isinstance(sampler.order, int | np.integer) or sampler.order != 1:
+        raise ArgumentError(f"order={sampler.order!r} is not in this version; only 1 is.")
+    if sampler.initial is not None and isinstance(sampler.initial, Tensor | np.ndarray | list | tuple):
+        raise ArgumentError(
+            "initial must be a law of jkosampler.laws or a torch Distribution, got points or numbers; starting "
+            "particles go to fit(X)."
+        )
     for name in ("step_size", "max_time", "max_target_evaluations"):
         value = getattr(sampler, name)
         if value is not None and not (isinstance(value, int | float | np.number) and 0 < float(value) < np.inf):
             raise ArgumentError(f"{name} must be positive and finite, or None, got {value!r}.")
     for name, least in (("n_steps", 0), ("n_particles", 2)):
-        value = getattr(sampler, name)
-        if value is not None and not (isinstance(value, int | np.integer) and value >= least):
-            raise ArgumentError(f"{name} must be a whole number of at least {least}, or None, got {value!r}.")
+        if getattr(sampler, name) is not None:
+            whole_number(getattr(sampler, name), name, least)
 
 
 def _dimension(sampler: JKOSampler, X: Any) -> int:
     """The dimension that dim, target, initial law and starting particles agree on."""
     known: dict[str, int | None] = {"dim": sampler.dim, "log_target": _dim_of(sampler.log_target, "log_target")}
+    for _, term in [] if sampler.energy is None else sampler.energy.terms():
+        if isinstance(term, KL):
+            known["energy"] = _dim_of(term.log_target, "log_target")
     known["initial"] = _dim_of(sampler.initial, "initial")
     known["X"] = np.shape(X)[1] if X is not None and np.ndim(X) == 2 else None
     return one_dimension(known)
@@ -170,9 +139,25 @@ def _dimension(sampler: JKOSampler, X: Any) -> int:
 
 def _dim_of(thing: Any, name: str) -> int | None:
     """The dimension that a target or law knows of itself, if it does."""
-    if hasattr(thing, "dim"):
-        return int(thing.dim)
-    return as_law(thing, name=name).dim if hasattr(thing, "log_prob") else None
+    dim = getattr(thing, "dim", None)
+    if dim is None:
+        return as_law(thing, name=name).dim if hasattr(thing, "log_prob") else None
+    if not isinstance(dim, int | np.integer):
+        raise ArgumentError(
+            f"{name}: its attribute `dim` must be a whole number, got {'a method' if callable(dim) else repr(dim)}; "
+            f"give a function without it, such as {name}=lambda x: ..., and dim= to the sampler."
+        )
+    return int(dim)
+
+
+def _check_energy(energy: Energy, name: str) -> None:
+    """Refuse targets without gradient."""
+    for _, term in energy.terms():
+        if isinstance(term, KL) and not getattr(term.log_target, "differentiable", True):
+            raise ArgumentError(
+                f"{name} says differentiable=False: targets without gradient are not in this version. Write it in torch"
+                " operations, or give its gradient as a torch.autograd.Function."
+            )
 
 
 def _initial_law(
@@ -181,11 +166,9 @@ def _initial_law(
     if sampler.initial is not None:
         return as_law(sampler.initial, dim, name="initial")
     if particles is not None:
-        warnings.warn(
+        warn_user(
             "initial=None: the density of the starting particles X is that of a Gaussian mixture fitted to them; "
-            "give initial= to say which law they come from.",
-            UserWarning,
-            stacklevel=4,
+            "give initial= to say which law they come from."
         )
         return _fitted_mixture(particles, generator)
     if target is not None and target.prior is not None:
@@ -226,6 +209,13 @@ def _carried(law: Law) -> tuple[Law, str | None]:
     )
 
 
+def _metric(metric: Any, default: str) -> Metric:
+    if isinstance(metric, str) and metric != metric.lower():
+        known = as_metric(metric.lower())
+        raise ArgumentError(f"metric={metric!r}: names of metrics are lower case, give {known.name!r}.")
+    return as_metric(default if metric is None else metric)
+
+
 def _control(sampler: JKOSampler, dim: int) -> StepControl:
     threshold = _KL_PER_DIMENSION * dim
     if sampler.step_size is None:
@@ -234,7 +224,7 @@ def _control(sampler: JKOSampler, dim: int) -> StepControl:
 
 
 def _engine(engine: Any) -> Lagrangian:
-    if engine is None or engine == "lagrangian":
+    if engine is None or (isinstance(engine, str) and engine == "lagrangian"):
         return Lagrangian()
     if isinstance(engine, Lagrangian):
         return engine

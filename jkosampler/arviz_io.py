@@ -72,7 +72,7 @@ def to_arviz(
         ArviZ is not installed.
     ArgumentError
         An array has too few dimensions, chains, draws or steps differ, `dims` or `coords` don't fit, or a
-        name contains a slash.
+        name contains a slash or is that of a dimension (chain, draw, step).
     """
     groups: dict[str, tuple[Mapping[str, Any] | None, tuple[str, ...]]] = {
         "posterior": (posterior, _CHAINS),
@@ -147,6 +147,12 @@ def _dataset(
                     f"it has shape {array.shape}."
                 )
         data[name] = (names, array)
+    for name in data:
+        if name in lengths:
+            raise ArgumentError(
+                f"{group}[{name!r}] has the name of a dimension; dimensions are {tuple(lengths)}. Choose another name, "
+                "by names= of the target where it is a coordinate's."
+            )
     labels = {dim: _labels(dim, length, coords) for dim, length in lengths.items()}
     return xarray.Dataset(data, coords=labels, attrs=_base_attrs())
 

@@ -153,6 +153,12 @@ class EnergyEvaluator:
         return sum(evaluator.n_evaluations for _, evaluator in self._potentials)
 
     @property
+    def is_relative_entropy(self) -> bool:
+        """Whether the energy is a KL divergence up to a constant, so that exp(-energy) are importance weights."""
+        internal = [(coefficient, type(term)) for coefficient, term in self._internals]
+        return internal == [(1.0, Entropy)] and bool(self._potentials)
+
+    @property
     def n_calls(self) -> int:
         """Batched calls of targets and potentials so far."""
         return sum(evaluator.n_calls for _, evaluator in self._potentials)

@@ -19,6 +19,7 @@ __all__ = [
     "NotFittedError",
     "PointsError",
     "StartError",
+    "TargetCallError",
     "TargetError",
     "TargetGradientError",
     "TargetShapeError",
@@ -66,6 +67,10 @@ class PointsError(JKOSamplerError, ValueError):
 
 class TargetError(PointsError):
     """The log density (or forward model) of the user misbehaves."""
+
+
+class TargetCallError(TargetError):
+    """The log density can't be called with a batch of points: the user's own code raises; see `__cause__`."""
 
 
 class TargetShapeError(TargetError):

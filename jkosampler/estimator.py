@@ -1,13 +1,12 @@
 """`JKOSampler`: the door to all engines, a scikit-learn-style estimator.
 
-The fit itself is the engine's (`engines`), the fitted law is the flow's (`flow`), checks of arguments are in
-`_setup`; what is here turns parameters into these, and their results into fitted attributes.
+The fit itself is the engine's (`engines`), the fitted law is the flow's (`flow`), checks of arguments are in `_setup`,
+the loop over steps in `_run`, fitted attributes in `_result`; what is here turns parameters into calls of these.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,22 +17,19 @@ from sklearn.utils import Bunch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from jkosampler._setup import Setup, as_points, like_caller, random_generator, torch_threads
-from jkosampler.diagnostics import Report, evidence, report_from_log_weights
-from jkosampler.diagnostics.stationarity import stationarity
-from jkosampler.engines import State
-from jkosampler.errors import ArgumentError, NotFittedError
-from jkosampler.flow import FittedFlow
-from jkosampler.particles import Particles
+from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
+from jkosampler._result import FitResult, FittedAttributes
+from jkosampler._run import Budget, run
+from jkosampler._setup import Setup, check_that_it_ends
+from jkosampler.diagnostics import Report
+from jkosampler.errors import ArgumentError
 
 __all__ = ["JKOSampler"]
 
 logger = logging.getLogger(__name__)
 
-_FINAL_DRAWS = 4000  # behind log_evidence_, pareto_k_ and ess_
 
-
-class JKOSampler(BaseEstimator):
+class JKOSampler(FittedAttributes, BaseEstimator):
     """Sample a density, or solve a PDE, by the JKO steps of a gradient flow.
 
     `fit` computes the flow `d rho/dt = div(M(rho) grad dE/drho)` step by step; `sample` draws independent points
@@ -53,7 +49,9 @@ class JKOSampler(BaseEstimator):
     energy : Energy, optional
         An energy instead of `log_target`.
     initial : Law or torch Distribution, optional
-        Law of the particles at t = 0; None: the target's prior, else N(0, I).
+        Law of the particles at t = 0; None: the target's prior, else N(0, I). Where its density jumps and
+        `step_size` is None, a smooth law takes its place: `start_note_` and the logger "jkosampler" say so, and
+        `logging.getLogger("jkosampler").setLevel(logging.ERROR)` silences that.
     domain : optional
         None, for R^d; other domains are not in this version.
     engine : Engine or {"lagrangian"}, optional
@@ -62,21 +60,24 @@ class JKOSampler(BaseEstimator):
         Flow time tau of every step, which is then solved as the JKO step of that size. None: adaptive, when only
         the end of the flow matters.
     n_steps : int, optional
-        None: until the law is stationary as far as fresh particles can tell.
+        With `step_size`: exactly so many steps. Without: at most so many; fewer when the law is stationary
+        before. None: until the law is stationary as far as fresh particles can tell.
     max_time : float, optional
-        Budget in seconds; the fit ends after the step that exceeds it.
+        Budget in seconds spent in the fit; it ends after the step that exceeds it.
     max_target_evaluations : int, optional
-        Budget in evaluated points; the fit ends after the step that exceeds it.
+        Budget in points that the fit evaluates; it ends after the step that exceeds it. `max_time` and this
+        control what a fit costs.
     n_particles : int, optional
-        Particles that the fit carries; None: 16 000, more in high dimension.
+        Particles that the fit carries; None: 16 000, more in high dimension. Not a number of evaluations: a step
+        evaluates the target at them, and at others, as often as it needs.
     order : int
         Order in time; 1, the JKO step, in this version.
-    random_state : int, numpy Generator or torch Generator, optional
+    random_state : int, numpy Generator or RandomState, torch Generator, optional
         Source of all randomness; global random states are never touched.
     device : torch.device or str, optional
         None: the CPU.
-    dtype : torch.dtype, optional
-        Of the points that the target receives and of the law; None: float64.
+    dtype : {torch.float64, torch.float32} or their names, optional
+        Of the points that the target receives and of the law; None: float64. Arrays of numpy are float64 anyway.
     progress : bool
         Show a progress bar.
     checkpoint : optional
@@ -98,13 +99,14 @@ class JKOSampler(BaseEstimator):
     converged_ : bool
         Whether the fit ended because the law is stationary.
     stop_reason_ : str
-        Why the fit ended.
+        Why the fit ended; "interrupted" where it did not.
     start_note_ : str or None
         What was done to the initial law so that particles can carry it.
     log_evidence_, log_evidence_se_, pareto_k_, ess_ : float
-        From fresh draws at the end of the fit, for a `log_target`.
+        From 4000 draws of the last law, which are made, and the target evaluated there, when one of these is first
+        asked for; NaN for an `energy`.
     n_target_evaluations_, n_target_calls_ : int
-        Evaluated points, and the batched calls in which they came.
+        Points evaluated so far, and the batched calls in which they came; `diagnose` and the like count too.
     n_features_in_ : int
         d.
     """
@@ -157,10 +159,15 @@ class JKOSampler(BaseEstimator):
     def fit(self, X: Any = None, y: Any = None) -> JKOSampler:
         """Compute the flow.
 
+        Results of an earlier fit are gone as soon as this one begins. An interrupt (Ctrl-C) once the particles have
+        started leaves a fitted sampler with the steps made so far, perhaps none: it can be asked anything, and
+        `extend(None)` goes on. An error in the midst of the fit does the same.
+
         Parameters
         ----------
         X : array (n, d), optional
-            Starting particles; their density is `initial`'s, or that of a Gaussian mixture fitted to them.
+            Starting particles, n > d; their density is `initial`'s, or that of a Gaussian mixture fitted to them.
+            They are not data: data belong into `log_target`.
         y : ignored
 
         Returns
@@ -174,22 +181,37 @@ class JKOSampler(BaseEstimator):
             A parameter can't be used; the message names it.
         TargetError, StartError
             The target misbehaves, or has no mass at the start.
+
+        Warns
+        -----
+        ConvergenceWarning
+            (scikit-learn's) The fit ended before it converged, or before all `n_steps` of a given `step_size`.
         """
-        self._start(X)
-        self._run_with_progress(self.n_steps)
+        budget = self._start(X)
+        self._run_with_progress(self.n_steps, budget, exact=self.step_size is not None)
         return self
 
     def steps(self, X: Any = None) -> Iterator[Bunch]:
-        """Fit step by step: yields the record of each accepted step; results are there between any two."""
-        self._start(X)
-        yield from self._run(self.n_steps)
+        """Fit step by step: yields the record of each accepted step; results are there between any two.
 
-    def extend(self, n_steps: int) -> JKOSampler:
-        """Go on with the fit for more steps, also where it had stopped by itself."""
-        self._fitted()
-        if not isinstance(n_steps, int | np.integer) or n_steps < 1:
-            raise ArgumentError(f"n_steps must be a positive whole number, got {n_steps!r}.")
-        self._run_with_progress(int(n_steps))
+        Budgets do not count what is done between the steps.
+        """
+        budget = self._start(X)
+        return self._run(self.n_steps, budget, exact=self.step_size is not None)
+
+    def extend(self, n_steps: int | None = None) -> JKOSampler:
+        """Go on with the fit, also where it had stopped by itself, with `max_time` and other budgets afresh.
+
+        Parameters
+        ----------
+        n_steps : int, optional
+            Steps to make; None: go on until the fit stops by itself, one step at least.
+        """
+        setup = self._fitted.setup
+        if n_steps is not None:
+            n_steps = whole_number(n_steps, "n_steps", 1)
+        check_that_it_ends(self, setup.functional, n_steps)
+        self._run_with_progress(n_steps, Budget(self.max_time, self.max_target_evaluations), exact=True)
         return self
 
     def sample(
@@ -205,32 +227,47 @@ class JKOSampler(BaseEstimator):
 
         With `random_state=None` the sampler's own random stream goes on.
         """
-        flow = self._fitted().flow
         if method != "flow":
             raise ArgumentError(f"method must be 'flow' in this version, got {method!r}.")
-        if not isinstance(n, int | np.integer) or n < 0:
-            raise ArgumentError(f"n must be a whole number of draws, got {n!r}.")
-        generator = self._generator if random_state is None else random_generator(random_state)
-        draws = flow.sample(int(n), t=t, generator=generator)
-        return draws if as_tensor else draws.cpu().numpy()
+        fitted, n, t = self._fitted, whole_number(n, "n", 0), flow_time(t)
+        with torch_scope():
+            draws = fitted.flow.sample(n, t=t, generator=self._stream(random_state))
+        return draws if as_tensor else _to_numpy(draws)
+
+    def sample_with_log_density(
+        self, n: int = 1000, t: float | None = None, *, random_state: Any = None, as_tensor: bool = False
+    ) -> tuple[Any, Any]:
+        """Draws (n, d) as `sample` makes them, and the log density (n,) of the law at each.
+
+        The density is carried along from the start, so no map is inverted: much cheaper than `log_density` of the
+        draws. NaN at draws where a map of the flow folds.
+        """
+        fitted, n, t = self._fitted, whole_number(n, "n", 0), flow_time(t)
+        with torch_scope():
+            draws, log_density = fitted.flow.sample_with_log_density(n, t=t, generator=self._stream(random_state))
+        return (draws, log_density) if as_tensor else (_to_numpy(draws), _to_numpy(log_density))
 
     def log_density(self, x: Any, t: float | None = None) -> Any:
         """Log density (n,) of the law at flow time t (None: the last), at x (n, d), normalised to one.
+
+        Pulls the points back through the inverse of every map; for the sampler's own draws
+        `sample_with_log_density` is cheaper.
 
         Raises
         ------
         MapInversionError
             At points where a map of the flow can't be inverted.
         """
-        setup = self._fitted()
-        points = as_points(x, setup.dim, setup.dtype, setup.device)
-        return like_caller(setup.flow.log_density(points, t=t), x)
+        fitted, t = self._fitted, flow_time(t)
+        with torch_scope():
+            points = as_points(x, fitted.setup.dim, fitted.setup.dtype, fitted.setup.device)
+            return like_caller(fitted.flow.log_density(points, t=t), x)
 
     def density(self, x: Any, t: float | None = None) -> Any:
         """Density (n,) of the law at flow time t, at x (n, d): its mass times exp(log_density)."""
         log_density = self.log_density(x, t)
         exp = torch.exp if isinstance(log_density, Tensor) else np.exp
-        return self._setup.law.mass * exp(log_density)
+        return self._fitted.setup.law.mass * exp(log_density)
 
     def score_samples(self, X: Any) -> Any:
         """`log_density(X)`, under scikit-learn's name."""
@@ -246,17 +283,14 @@ class JKOSampler(BaseEstimator):
         Raises
         ------
         ArgumentError
-            The sampler has no `log_target` to compare with.
+            The sampler has no `log_target` to compare with, or n is less than 25.
+        FitError
+            The maps of the flow fold at so many draws that too few are left.
         """
-        setup = self._fitted()
-        if setup.target is None:
+        fitted = self._fitted
+        if fitted.setup.target is None:
             raise ArgumentError("diagnose compares with a log_target; this sampler has none, look at history_.")
-        particles, log_weights, log_p_gradient = self._weighted(n)
-        residual = None
-        if particles.score is not None and n > setup.dim:
-            relative = (particles.score - log_p_gradient).cpu().numpy()
-            residual = stationarity(relative, np.cov(particles.x.cpu().numpy().T).reshape(setup.dim, setup.dim))
-        return report_from_log_weights(log_weights, stationarity=residual, converged=self.converged_, dim=setup.dim)
+        return fitted.report(n, fitted.generator)
 
     def to_arviz(self, draws: int = 1000, chains: int = 4, *, random_state: Any = None) -> Any:
         """Independent draws split into chains, as ArviZ keeps them: InferenceData (0.x) or DataTree (1.x).
@@ -267,93 +301,40 @@ class JKOSampler(BaseEstimator):
         from jkosampler._export import arviz_groups
         from jkosampler.arviz_io import to_arviz
 
-        setup = self._fitted()
-        generator = self._generator if random_state is None else random_generator(random_state)
-        return to_arviz(**arviz_groups(setup, self.history_, draws, chains, generator))
+        with torch_scope():
+            groups = arviz_groups(self._fitted, draws, chains, self._stream(random_state))
+        return to_arviz(**groups)
 
-    def _fitted(self) -> Setup:
-        if not hasattr(self, "n_steps_"):
-            raise NotFittedError("this JKOSampler is not fitted yet: call fit() first.")
-        return self._setup
+    def _stream(self, random_state: Any) -> torch.Generator:
+        return self._fitted.generator if random_state is None else random_generator(random_state)
 
-    def _start(self, X: Any) -> None:
+    def _start(self, X: Any) -> Budget:
         """Check the parameters, draw the particles, and leave a sampler of zero steps."""
-        self._generator = random_generator(self.random_state)
-        self._setup = Setup.of(self, X, self._generator)
-        if self._setup.note:
-            logger.warning(self._setup.note)
-        self._began = time.perf_counter()
-        self.history_: list[Bunch] = []
-        with torch_threads(self._setup.engine.threads):
-            self._publish(self._setup.engine.init(self._setup.problem))
+        self.__dict__.pop("_result", None)
+        generator = random_generator(self.random_state)
+        with torch_scope():
+            setup = Setup.of(self, X, generator)
+        budget = Budget(self.max_time, self.max_target_evaluations)
+        with torch_scope(setup.engine.threads), budget.spending(setup.problem.energy):
+            state = setup.engine.init(setup.problem)
+        if setup.note:
+            logger.warning(setup.note)
+        self._result = FitResult(setup, generator, state)
+        return budget
 
-    def _run_with_progress(self, n_steps: int | None) -> None:
+    def _run_with_progress(self, n_steps: int | None, budget: Budget, *, exact: bool) -> None:
         with tqdm(total=n_steps, disable=not self.progress, desc="JKO steps", unit="step") as bar:
-            for record in self._run(n_steps):
+            for record in self._run(n_steps, budget, exact=exact):
                 bar.set_postfix(energy=f"{record.energy:.5g}", tau=f"{record.step_size:.3g}", ess=f"{record.ess:.1%}")
                 bar.update()
 
-    def _run(self, n_steps: int | None) -> Iterator[Bunch]:
-        engine, made = self._setup.engine, 0
-        while not self._finished(made, n_steps):
-            with torch_threads(engine.threads):
-                state, record = engine.step(self._state)
-            self._publish(state)
-            if record is None:
-                break
-            record.ess = evidence(-state.values.cpu().numpy()).ess_fraction if self._setup.target else float("nan")
-            record.note = self._setup.note if not self.history_ else None
-            self.history_.append(record)
-            made += 1
-            yield record
-        if self._setup.target is not None:
-            self._evaluate()
+    def _run(self, n_steps: int | None, budget: Budget, *, exact: bool) -> Iterator[Bunch]:
+        for result in run(self._fitted, n_steps, budget, exact=exact):
+            is_step = result.state.maps is not self._fitted.state.maps
+            self._result = result
+            if is_step:
+                yield result.history[-1]
 
-    def _finished(self, made: int, n_steps: int | None) -> bool:
-        if n_steps is not None:
-            self.stop_reason_ = f"all {n_steps} steps were made"
-            if made >= n_steps:
-                return True
-        elif self._state.stopped:
-            return True
-        if self.max_time is not None and time.perf_counter() - self._began > self.max_time:
-            self.stop_reason_ = f"max_time={self.max_time} s was used up"
-            return True
-        spent = self._setup.problem.energy.n_evaluations
-        if self.max_target_evaluations is not None and spent >= self.max_target_evaluations:
-            self.stop_reason_ = f"max_target_evaluations={self.max_target_evaluations} was used up"
-            return True
-        return False
 
-    def _publish(self, state: State) -> None:
-        """Make a state's results the sampler's."""
-        self._state = state
-        self._setup.flow = FittedFlow(self._setup.law, self._setup.problem.law, state.maps, state.times)
-        self.n_steps_ = len(state.maps)
-        self.times_ = np.array(state.times)
-        self.particles_ = state.pool.x.cpu().numpy()
-        self.converged_ = state.converged
-        self.stop_reason_ = state.stopped or "interrupted"
-        self.start_note_ = self._setup.note
-        self.n_features_in_ = self._setup.dim
-        self._count()
-
-    def _count(self) -> None:
-        self.n_target_evaluations_ = self._setup.problem.energy.n_evaluations
-        self.n_target_calls_ = self._setup.problem.energy.n_calls
-
-    def _weighted(self, n: int) -> tuple[Particles, np.ndarray, Tensor]:
-        """n fresh particles, their log weights (n,) and the gradient of the log target (n, d)."""
-        setup = self._setup
-        with torch_threads(setup.engine.threads):
-            particles = setup.flow.particles(n, self._generator)
-            potential, gradient = setup.problem.energy.potential(particles.x)
-        self._count()
-        return particles, (-potential - particles.log_rho).cpu().numpy(), -gradient
-
-    def _evaluate(self) -> None:
-        """Evidence, ESS and k-hat of the last law."""
-        _, log_weights, _ = self._weighted(_FINAL_DRAWS)
-        report = report_from_log_weights(log_weights, stationarity=None, converged=self.converged_, dim=self._setup.dim)
-        self.log_evidence_, self.log_evidence_se_ = report.log_evidence, report.log_evidence_se
-        self.pareto_k_, self.ess_ = report.pareto_k, report.ess
+def _to_numpy(values: Tensor) -> np.ndarray:
+    return values.cpu().double().numpy()

@@ -53,6 +53,20 @@ class FittedFlow:
                 parts.append(x)
         return torch.cat(parts)
 
+    def sample_with_log_density(self, n: int, *, t: float | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The draws (n, d) of `sample` with the log density (n,) of rho_t at each; NaN where a map folds."""
+        law, path = self._path(t)
+        draws, log_densities = [], []
+        with torch.no_grad():
+            for x in law.sample((n,), generator=generator).split(_CHUNK):
+                log_rho = law.log_prob(x)
+                for step, fraction in path:
+                    x, log_det = step(x, fraction)
+                    log_rho = log_rho - log_det
+                draws.append(x)
+                log_densities.append(log_rho)
+        return torch.cat(draws), torch.cat(log_densities)
+
     def log_density(self, x: Tensor, *, t: float | None) -> Tensor:
         """Normalised log density (n,) of rho_t at x (n, d).
 

@@ -89,11 +89,11 @@ class GradientMap(Map):
 
     def forward(self, x: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
         gradient, jacobian = self._parts(x, fraction)
-        return x + gradient, log_det_increasing(jacobian)
+        return x + gradient, cholesky_and_log_det(jacobian)[1]
 
     def transport(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gradient, jacobian = self._parts(x)
-        return x + gradient, log_det_increasing(jacobian), gradient.square().sum(-1)
+        return x + gradient, cholesky_and_log_det(jacobian)[1], gradient.square().sum(-1)
 
     def positions(self, x: Tensor) -> Tensor:
         return x + self.potential.gradient(x)
@@ -105,7 +105,7 @@ class GradientMap(Map):
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             gradient, jacobian = self._parts(x)
-            log_det = log_det_increasing(jacobian)
+            log_det = cholesky_and_log_det(jacobian)[1]
             gradient_of_log_det = _gradient(log_det, x)
         pushed = _solve(jacobian.detach(), score - gradient_of_log_det)
         return Pushed((x + gradient).detach(), log_det.detach(), pushed)
@@ -121,7 +121,7 @@ class GradientMap(Map):
                 if not len(open_):
                     break
                 self._newton(x, residual, y, open_, fraction)
-            log_det = log_det_increasing(self._parts(x, fraction)[1])
+            log_det = cholesky_and_log_det(self._parts(x, fraction)[1])[1]
         return x, -_checked_inverse(y, residual.norm(dim=-1) > limit, log_det)
 
     def _limit(self, y: Tensor) -> Tensor:
@@ -320,11 +320,11 @@ class Conjugated(Map):
         return self.centre + z @ self.factor.mT
 
 
-def log_det_increasing(jacobian: Tensor) -> Tensor:
-    """`log det` (n,) of symmetric matrices (n, d, d); NaN for those that are not positive definite."""
+def cholesky_and_log_det(jacobian: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors and `log det` (n,) of symmetric matrices (n, d, d); NaN for those not positive definite."""
     factor, info = torch.linalg.cholesky_ex(jacobian)
     log_det = 2.0 * torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
-    return torch.where(info == 0, log_det, torch.nan)
+    return factor, torch.where(info == 0, log_det, torch.nan)
 
 
 def _solve(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ affine steps exact for Gaussian laws at any sample size, and less noisy for all 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from jkosampler.laws import Law
 from jkosampler.maps import Map
 
-__all__ = ["Particles", "calibrated_weights", "weighted_moments"]
+__all__ = ["Particles", "calibrated_weights", "fewest_calibrated", "weighted_moments"]
 
 _CALIBRATED_DIMENSIONS = 20  # solving for the weights costs O(n d^4)
 _CHUNK = 4096  # rows that a map moves at a time: bounds the memory of Hessians and keeps them in the cache
@@ -67,6 +68,22 @@ class Particles:
     def __getitem__(self, rows: Tensor | slice) -> Particles:
         return Particles(self.x[rows], self.log_rho[rows], None if self.score is None else self.score[rows])
 
+    def without_score(self) -> Particles:
+        """The same particles, cheaper to push."""
+        return Particles(self.x, self.log_rho, None)
+
+    def joined(self, other: Particles) -> Particles:
+        """These particles and others."""
+        together = None if self.score is None or other.score is None else torch.cat([self.score, other.score])
+        return Particles(torch.cat([self.x, other.x]), torch.cat([self.log_rho, other.log_rho]), together)
+
+    def push_all(self, steps: Sequence[Map]) -> Particles:
+        """The same particles after several maps."""
+        particles = self
+        for step in steps:
+            particles = particles.push(step)
+        return particles
+
     def to(self, dtype: torch.dtype) -> Particles:
         """The same particles in another precision."""
         return Particles(self.x.to(dtype), self.log_rho.to(dtype), None if self.score is None else self.score.to(dtype))
@@ -99,7 +116,7 @@ def calibrated_weights(particles: Particles) -> Tensor:
     """
     n, d = particles.x.shape
     equal = torch.full_like(particles.log_rho, 1.0 / n)
-    if particles.score is None or n < 20 * (d * d + d) or d > _CALIBRATED_DIMENSIONS:
+    if particles.score is None or n < fewest_calibrated(d) or d > _CALIBRATED_DIMENSIONS:
         return equal
     # Standardised coordinates make all conditions of order one.
     deviation, centre = torch.std_mean(particles.x, dim=0)
@@ -108,6 +125,11 @@ def calibrated_weights(particles: Particles) -> Tensor:
     conditions = torch.cat([score, (score.unsqueeze(2) * x.unsqueeze(1) + identity).flatten(1)], dim=1)
     weights = _maximum_entropy(conditions.cpu().numpy().astype(np.float64))
     return equal if weights is None else torch.as_tensor(weights, dtype=x.dtype, device=x.device)
+
+
+def fewest_calibrated(dim: int) -> int:
+    """So many particles carry d (d + 1) conditions on their weights without strain."""
+    return 20 * (dim * dim + dim)
 
 
 def weighted_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,7 +153,7 @@ def _plot_excess(ax: Axes, where: NDArray[Any], excess: NDArray[np.float64], cur
 
 
 def plot_posterior_contours(
-    log_target_fn: Callable[[NDArray[np.float64]], ArrayLike],
+    log_target_fn: Callable[[Any], Any],
     draws: ArrayLike,
     *,
     names: Sequence[str] | None = None,
@@ -170,7 +170,9 @@ def plot_posterior_contours(
     Parameters
     ----------
     log_target_fn : callable (n, 2) -> (n,)
-        The unnormalised log density, numpy in and out; -inf where the density is zero.
+        The unnormalised log density, -inf where the density is zero; a `Target`, a function of numpy arrays, or
+        the torch function that the sampler was given. It is called with numpy float64 points first; if that
+        raises TypeError or AttributeError, as torch functions do, with the same points as a torch float64 tensor.
     draws : array (n, 2)
         Unweighted draws.
     names : pair of str, optional
@@ -180,7 +182,7 @@ def plot_posterior_contours(
     levels : sequence of float
         Enclosed masses, each in (0, 1).
     resolution : int
-        Points of the grid along each axis; `log_target_fn` is called once, with all `resolution**2`.
+        Points of the grid along each axis; `log_target_fn` gets all `resolution**2` in one call.
     max_points : int
         Draws shown; of more, an evenly spaced subset.
 
@@ -194,6 +196,8 @@ def plot_posterior_contours(
         If the draws are not (n, 2), or a level is not in (0, 1), or the grid is too coarse for the levels.
     TargetShapeError, TargetValueError
         If `log_target_fn` does not return one number a point, or returns NaN or +inf.
+    TargetCallError
+        If it raises with numpy and with torch points.
     """
     x = data.check_points(draws, "draws")
     if x.shape[1] != 2:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
 from jkosampler import JKOSampler, energies, engines, laws
 from jkosampler.errors import (
@@ -93,7 +94,7 @@ def test_density_integrates_to_one_at_every_time(fitted):
 
 
 def test_pull_back_agrees_with_the_density_carried_along(fitted):
-    particles = fitted._setup.flow.particles(2000, torch.Generator().manual_seed(0))
+    particles = fitted._fitted.flow.particles(2000, torch.Generator().manual_seed(0))
     pulled = fitted.log_density(particles.x)
     assert float((pulled - particles.log_rho).abs().max()) < 1e-5
 
@@ -157,10 +158,12 @@ def test_steps_iterates_and_extend_goes_on():
 
 def test_budgets_end_the_fit_cleanly():
     quick = {"engine": engines.Lagrangian(n_iterations=3, width=8)}
-    sampler = JKOSampler(banana, dim=2, max_target_evaluations=1, **quick, **QUICK).fit()
+    with pytest.warns(ConvergenceWarning, match="max_target_evaluations"):
+        sampler = JKOSampler(banana, dim=2, max_target_evaluations=1, **quick, **QUICK).fit()
     assert sampler.n_steps_ == 0
     assert "max_target_evaluations" in sampler.stop_reason_
-    sampler = JKOSampler(banana, dim=2, max_time=1e-6, **quick, **QUICK).fit()
+    with pytest.warns(ConvergenceWarning, match="max_time"):
+        sampler = JKOSampler(banana, dim=2, max_time=1e-6, **quick, **QUICK).fit()
     assert "max_time" in sampler.stop_reason_
     assert sampler.sample(3).shape == (3, 2)
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from jkosampler.diagnostics.evidence import Evidence, evidence
+from jkosampler.diagnostics.from_weights import report_from_log_weights
 from jkosampler.diagnostics.psis import pareto_k, psis
-from jkosampler.diagnostics.report import Report, report_from_log_weights
-from jkosampler.diagnostics.stationarity import StepIdentities, stationarity, step_identities
+from jkosampler.diagnostics.report import Report
+from jkosampler.diagnostics.stationarity import (
+    Stationarity,
+    StepIdentities,
+    estimate_stationarity,
+    stationarity,
+    step_identities,
+)
 
 __all__ = [
     "Evidence",
     "Report",
+    "Stationarity",
     "StepIdentities",
+    "estimate_stationarity",
     "evidence",
     "pareto_k",
     "psis",

@@ -5,7 +5,8 @@ With draws x_i of a normalised law q and w_i = p~(x_i) / q(x_i) for an unnormali
     elbo = mean log w = log Z - KL(q | p),      log_evidence = log mean w,
     ess = (sum w)^2 / sum w^2,                  log_evidence_se = sqrt(1/ess - 1/n),
 
-the last one being the delta-method error of log mean w. numpy only.
+the last one being the delta-method error of log mean w. It knows the drawn weights only: `tail_error` is what
+the weights beyond them may add. numpy only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from jkosampler.diagnostics.psis import as_log_weights
 
-__all__ = ["Evidence", "evidence"]
+__all__ = ["Evidence", "evidence", "tail_error"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,24 @@ def evidence(log_weights: np.ndarray) -> Evidence:
         ess=ess,
         ess_fraction=ess / n,
     )
+
+
+def tail_error(largest_weight: float, k_hat: float, n: int) -> float:
+    """Error of log mean w by the weights beyond the largest of n draws, if they go on as a Pareto law does.
+
+    The excess of a weight over the mean weight, exceeded with probability s < 1/n, is taken to be
+    (largest_weight - 1) (n s)^-k; its integral over those s is (largest_weight - 1) / (n (1 - k)), and
+    infinite for k >= 1, where no finite error can be stated.
+
+    Parameters
+    ----------
+    largest_weight : float
+        The largest of the n weights over their mean.
+    k_hat : float
+        Shape of their tail, see `psis`.
+    n : int
+        Number of draws.
+    """
+    if k_hat == -np.inf:
+        return 0.0
+    return (largest_weight - 1) / (n * (1 - k_hat)) if k_hat < 1 else np.inf

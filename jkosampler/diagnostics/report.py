@@ -5,70 +5,96 @@
 * Pareto k-hat < min(1 - 1/log10 n, 0.7): the importance weights have an average that n draws can find
   (Vehtari, Simpson, Gelman, Yao, Gabry, JMLR 25(72), 2024);
 * the effective fraction f = ESS / n: for every function g, |E_target g - E_draws g| <= sd(g) sqrt(1/f - 1)
-  by Cauchy-Schwarz, since 1/f - 1 estimates the chi-square divergence of the target from the draws;
-* convergence of the fit, its stationarity, and whatever the caller warns of.
+  by Cauchy-Schwarz, where 1/f - 1 is the chi-square divergence of the target from the law. The draws estimate
+  that divergence, and see of it only what lies where they look;
+* stationarity I: of a target as log-concave as the Gaussian of the draws' covariance, KL <= I / 2 and no mean is
+  off by more than sqrt(I) sd (log-Sobolev and Talagrand inequalities). No such constant is known of a user's
+  target, so that I condemns draws but bounds nothing;
+* convergence of the fit, folded maps, mass that earlier laws have seen, and whatever the caller warns of.
 
-numpy only.
+The builder is `from_weights`. numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from jkosampler.diagnostics.evidence import evidence
-from jkosampler.diagnostics.psis import as_log_weights, pareto_k
+__all__ = ["NEARLY_EQUAL", "REFIT", "REWEIGHT", "TAIL_WARNING", "Report", "k_threshold", "listed"]
 
-__all__ = ["Report", "report_from_log_weights"]
-
-# Bias of unweighted means at most a third of a standard deviation; beyond three, the draws are not it.
+# Bias of unweighted means of a third of a standard deviation; beyond three, the draws are not it.
 _GOOD_FRACTION, _BAD_FRACTION = 0.9, 0.1
-# KL <= 0.05 a dimension for a target as log-concave as the Gaussian of the draws' covariance.
-_STATIONARY_PER_DIM = 0.1
-# Fewer draws leave fewer than five in the tail (n/5), and k-hat says nothing.
-_FEWEST_DRAWS = 25
+# A dimension, for a target as log-concave as the Gaussian of the draws' covariance: KL <= 0.05, and a bias of half a
+# standard deviation (root mean square over the coordinates).
+_STATIONARY_PER_DIM, _FAR_PER_DIM = 0.1, 0.25
+# k-hat has no scale: where no draw has more than so many times the mean weight, a heavy tail has not yet taken part
+# in the averages, and k-hat speaks only of what lies beyond the draws.
+NEARLY_EQUAL = 2.0
 _BLIND_SPOT = (
-    "What these numbers can't see: they are computed at the sampler's own draws, so a mode that no\n"
-    "  draw reached leaves no trace in them. To look from outside, fit again with a wider `initial` or\n"
-    "  another `random_state` and compare the log evidence."
+    "No number here sees a mode that no draw reached: compare the log evidence of a fit with a wider `initial` "
+    "or another `random_state`."
 )
+_TAILS = "the tails beyond the draws, and the error bar of the log evidence, are not certified"
+TAIL_WARNING = f"k-hat is high, although the weights are nearly equal: means and quantiles can be trusted; {_TAILS}."
 _MORE_STEPS = "`sampler.extend(10)` (more steps)"
 _REFINE = (_MORE_STEPS, "a larger `n_particles`", "a wider `initial`")
-_REWEIGHT = "weighing the draws by exp(log_weight) of `to_arviz()`"
-# k-hat has no scale: of weights that are all alike it reads the shape of their rounding. Where no draw has more
-# than so many times the mean weight there is no tail to judge.
-_NO_TAIL = 2.0
-_MORE_DRAWS = "`sampler.diagnose(n=4000)`"
+REFIT = ("another `random_state`", "a larger `n_particles`", "a smaller `step_size`")
+REWEIGHT = "weighing the draws by exp(log_weight) of `to_arviz()`"
 
 _Problem = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Diagnostics of a fitted law against its target.
+    """Diagnostics of a fitted law against its target; `str(report)` is a table that ends in the verdict.
+
+    There are three verdicts, the first reason that applies deciding:
+
+    * "do not trust these draws": k-hat not below `pareto_k_threshold` (unless the weights are nearly equal, the
+      largest below twice the mean), `ess_fraction` below 0.1, `stationarity` above 0.25 `dim` (unless it is noise
+      and `ess_fraction` at least 0.9), `missing_evidence`, or more than a tenth of the draws undefined;
+    * "use with care": `ess_fraction` below 0.9, not `converged`, `stationarity` above 0.1 `dim`, any draw
+      undefined, or any warning but that of nearly equal weights with a high k-hat;
+    * "trust these draws" else; "for means and quantiles" when the weights are nearly equal with a high k-hat.
 
     Attributes
     ----------
     n, dim : int
         Number of draws looked at, and their dimension.
     pareto_k : float
-        Tail shape of the importance weights; -inf: all equal, inf: too few draws to say.
+        Tail shape of the importance weights; -inf: all equal, inf: nothing known.
     ess, ess_fraction : float
         Effective number of draws when reweighted to the target, and its ratio to n.
     log_evidence, log_evidence_se : float
-        log of the target's normalising constant, and its standard error.
+        log of the target's normalising constant, and its standard error. With k-hat above its threshold the
+        latter has `evidence.tail_error` added: it is inf, and printed as unknown, for k-hat >= 1.
     elbo, elbo_se : float
         Evidence lower bound and its standard error; -inf and NaN when a draw has weight zero.
     largest_weight : float
-        The largest importance weight over the mean one; near 1, k-hat has no tail to judge.
-    stationarity : float
-        Relative Fisher information, 0 at the target; NaN when it was not computed.
+        The largest importance weight over the mean one; below 2, the weights count as nearly equal.
+    stationarity, stationarity_se : float
+        Relative Fisher information, 0 at the target, and its standard error; NaN when not computed. Where the
+        error is more than half the value, a few draws decide it, and it counts as noise.
     converged : bool
         Did the fit end by its stopping rule?
     warnings : list of str
         What else a user must know.
+    n_undefined : int
+        Draws, besides the n, at which the law's own density is undefined because a map folds.
+    missing_evidence : str or None
+        What an earlier law of the fit has shown of mass that the last one lacks.
+    kl_estimate : float
+        KL(draws | target), nats: log evidence - ELBO. As blind as these to what no draw reached.
+    pareto_k_threshold : float
+        Largest k-hat that n draws can bear: min(1 - 1/log10 n, 0.7).
+    bias_bound : float
+        sqrt(1/ess_fraction - 1): no unweighted mean is off by more, in sd of the draws, provided that they reach
+        all of the target; otherwise it says nothing.
+    verdict : str
+        The report in one line, with a remedy where one is needed.
+    trustworthy : bool
+        Is the verdict the third, with or without "for means and quantiles"?
     """
 
     n: int
@@ -84,83 +110,114 @@ class Report:
     stationarity: float
     converged: bool
     warnings: list[str] = field(default_factory=list)
+    stationarity_se: float = float("nan")
+    n_undefined: int = 0
+    missing_evidence: str | None = None
 
     @property
     def kl_estimate(self) -> float:
-        """KL(draws | target), nats: log evidence - ELBO."""
         return self.log_evidence - self.elbo
 
     @property
     def pareto_k_threshold(self) -> float:
-        """Largest k-hat that n draws can bear: min(1 - 1/log10 n, 0.7), and 0 for n <= 10."""
-        return min(1 - 1 / max(np.log10(self.n), 1.0), 0.7)
+        return k_threshold(self.n)
 
     @property
     def bias_bound(self) -> float:
-        """Largest bias of an unweighted mean, in sd of the draws: sqrt(1/ess_fraction - 1)."""
         return float(np.sqrt(max(1 / self.ess_fraction - 1, 0.0)))
 
     @property
     def trustworthy(self) -> bool:
-        """True when nothing speaks against using the draws as they are."""
         return not self._fatal() and not self._flaws()
 
     @property
     def verdict(self) -> str:
-        """The report in one line, with a remedy where one is needed."""
         if fatal := self._fatal():
             return _line("do not trust these draws", fatal + self._unfinished())
         if flaws := self._flaws():
             return _line("use with care", flaws)
+        tails = self._heavy_tail()
         return (
-            "Verdict: trust these draws. Wherever they look, the fitted law matches the target: "
-            f"unweighted means are off by at most about {self.bias_bound:.2g} sd."
+            f"Verdict: trust these draws{' for means and quantiles' if tails else ''}. Where they look, the fitted "
+            f"law matches the target: unweighted means are off by about {self.bias_bound:.2g} sd or less"
+            f"{f'; {_TAILS} (k-hat {_number(self.pareto_k)})' if tails else ''}. {_BLIND_SPOT}"
         )
 
     def __str__(self) -> str:
         title = f"Diagnosis of {self.n} draws in {self.dim} dimension{'s' if self.dim != 1 else ''}"
         rows = [f"  {name:<16}{value:>12}   {note}".rstrip() for name, value, note in self._rows()]
         notes = [f"  Warning: {text}" for text in self.warnings]
-        return "\n".join([title, *rows, *notes, f"  {_BLIND_SPOT}", self.verdict])
+        return "\n".join([title, *rows, *notes, self.verdict])
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        limit = _STATIONARY_PER_DIM * self.dim
+        se = _number(self.log_evidence_se) if np.isfinite(self.log_evidence_se) else "unknown"
+        of_means = self._not_certified(k_matters=not self._nearly_equal()) or ", if they reach all of the target"
         return [
             ("Pareto k-hat", _number(self.pareto_k), f"good below {self.pareto_k_threshold:.2f}"),
             ("largest weight", _number(self.largest_weight), "times the mean weight"),
             ("effective draws", f"{self.ess:.0f}", f"{self.ess_fraction:.1%} of {self.n}"),
-            ("log evidence", _number(self.log_evidence), f"+/- {_number(self.log_evidence_se)}"),
+            ("log evidence", _number(self.log_evidence), f"+/- {se}{self._not_certified()}"),
             ("ELBO", _number(self.elbo), f"+/- {_number(self.elbo_se)}"),
-            ("KL to the target", _number(self.kl_estimate), "log evidence - ELBO"),
-            ("bias of means", _number(self.bias_bound), "at most, in sd of the draws, without reweighting"),
-            ("stationarity", _number(self.stationarity), f"0 at the target, good below {limit:.2g}"),
+            ("KL to the target", _number(self.kl_estimate), f"log evidence - ELBO{self._not_certified()}"),
+            ("bias of means", _number(self.bias_bound), f"about, in sd, without reweighting{of_means}"),
+            ("stationarity", _number(self.stationarity), self._stationarity_note()),
             ("converged", "yes" if self.converged else "no", ""),
         ]
+
+    def _stationarity_note(self) -> str:
+        se = "" if np.isnan(self.stationarity_se) else f"+/- {self.stationarity_se:.2g}, "
+        noise = "noise: a few draws decide it, " if self._is_noise() else ""
+        return f"{se}{noise}0 at the target, good below {_STATIONARY_PER_DIM * self.dim:.2g}"
+
+    def _not_certified(self, k_matters: bool = True) -> str:
+        """What stands against the numbers that the weights give, as the end of a row."""
+        doubts = {
+            "k-hat": k_matters and self._heavy_tail(),
+            "stationarity": self.stationarity > _STATIONARY_PER_DIM * self.dim,
+            "the warnings": self.missing_evidence is not None,
+        }
+        named = " and ".join(name for name, doubtful in doubts.items() if doubtful)
+        return f", not certified: see {named}" if named else ""
+
+    def _heavy_tail(self) -> bool:
+        return not self.pareto_k < self.pareto_k_threshold
+
+    def _nearly_equal(self) -> bool:
+        return self.largest_weight < NEARLY_EQUAL
+
+    def _is_noise(self) -> bool:
+        return self.stationarity_se > 0.5 * self.stationarity
+
+    def _is_far(self) -> bool:
+        excused = self._is_noise() and self.ess_fraction >= _GOOD_FRACTION
+        return self.stationarity > _FAR_PER_DIM * self.dim and not excused
 
     def _fatal(self) -> list[_Problem]:
         """Reasons, with remedies, not to use the draws at all."""
         found: list[_Problem] = []
-        if not self.pareto_k < self.pareto_k_threshold and not self._has_no_tail():
-            if self.n < _FEWEST_DRAWS:
-                found.append((f"{self.n} draws are too few to judge", (_MORE_DRAWS,)))
-            else:
-                reason = f"a few draws carry most of the weight (k-hat {_number(self.pareto_k)})"
-                found.append((reason, _REFINE))
+        if self._heavy_tail() and not self._nearly_equal():
+            reason = f"the tail of the weights is too heavy for {self.n} draws (k-hat {_number(self.pareto_k)})"
+            found.append((reason, _REFINE))
         if self.ess_fraction < _BAD_FRACTION:
             found.append((f"{self.n} of them are worth only {self.ess:.0f} of the target", _REFINE))
+        if self._is_far():
+            times = self.stationarity / (_STATIONARY_PER_DIM * self.dim)
+            reason = f"stationarity {_number(self.stationarity)} is {times:.2g} times its limit"
+            found.append((f"{reason}, so that they may miss part of the target", _REFINE))
+        if self.missing_evidence is not None:
+            found.append(("they lack mass that an earlier law of the fit has seen, see the warnings", REFIT[:2]))
+        if self.n_undefined > _BAD_FRACTION * (self.n + self.n_undefined):
+            found.append(("the fitted law folds", REFIT))
         return found
-
-    def _has_no_tail(self) -> bool:
-        return self.n >= _FEWEST_DRAWS and self.largest_weight < _NO_TAIL
 
     def _flaws(self) -> list[_Problem]:
         """Reasons, with remedies, to use the draws with care."""
         found: list[_Problem] = []
         if self.ess_fraction < _GOOD_FRACTION:
-            reason = f"unweighted means may be off by up to {self.bias_bound:.2g} sd"
-            found.append((reason, (_REWEIGHT, *_REFINE)))
+            reason = f"unweighted means may be off by about {self.bias_bound:.2g} sd"
+            found.append((reason, (REWEIGHT, *_REFINE)))
         found += self._unfinished()
-        if self.warnings:
+        if any(text != TAIL_WARNING for text in self.warnings):
             found.append(("see the warnings above", ()))
         return found
 
@@ -168,69 +225,34 @@ class Report:
         found: list[_Problem] = []
         if not self.converged:
             found.append(("the fit has not converged", (_MORE_STEPS,)))
-        if self.stationarity > _STATIONARY_PER_DIM * self.dim:
-            found.append((f"the flow still moves (stationarity {_number(self.stationarity)})", (_MORE_STEPS,)))
+        if self.stationarity > _STATIONARY_PER_DIM * self.dim and not self._is_far():
+            if self._is_noise():
+                reason = f"a few draws decide the stationarity, {self._value_and_error()}"
+                found.append((reason, (f"`sampler.diagnose(n={10 * self.n})`",)))
+            else:
+                found.append((f"the flow still moves (stationarity {_number(self.stationarity)})", (_MORE_STEPS,)))
+        if self.n_undefined:
+            found.append((f"the law's density is undefined at {self.n_undefined} more draws", REFIT))
         return found
 
+    def _value_and_error(self) -> str:
+        return f"{_number(self.stationarity)} +/- {self.stationarity_se:.2g}"
 
-def report_from_log_weights(
-    log_weights: np.ndarray,
-    *,
-    stationarity: float | None,
-    converged: bool,
-    dim: int,
-    warnings: Sequence[str] = (),
-) -> Report:
-    """Build the report from importance weights at iid draws of the fitted law.
 
-    Parameters
-    ----------
-    log_weights : ndarray (n,)
-        log unnormalised target - log density of the fitted law; -inf is legal.
-    stationarity : float or None
-        See `jkosampler.diagnostics.stationarity`; None when it can't be computed.
-    converged : bool
-        Did the fit end by its stopping rule?
-    dim : int
-        Dimension of the draws.
-    warnings : sequence of str
-        Anything else that a user must know; a draw of weight zero is added here.
-
-    Raises
-    ------
-    ArgumentError
-        `log_weights` is not one-dimensional with n >= 2, holds NaN or +inf, or is -inf everywhere.
-    """
-    values = as_log_weights(log_weights)
-    found = evidence(values)
-    notes = list(warnings)
-    outside = int(np.isneginf(values).sum())
-    if outside:
-        notes.append(
-            f"{outside} of {found.n} draws lie where the target is zero (log density -inf). {_REWEIGHT} leave them out."
-        )
-    return Report(
-        n=found.n,
-        dim=dim,
-        pareto_k=pareto_k(values),
-        ess=found.ess,
-        ess_fraction=found.ess_fraction,
-        log_evidence=found.log_evidence,
-        log_evidence_se=found.log_evidence_se,
-        elbo=found.elbo,
-        elbo_se=found.elbo_se,
-        largest_weight=float(np.exp(values.max() - found.log_evidence)),
-        stationarity=float("nan") if stationarity is None else float(stationarity),
-        converged=bool(converged),
-        warnings=notes,
-    )
+def k_threshold(n: int) -> float:
+    """Largest k-hat that n draws can bear: min(1 - 1/log10 n, 0.7), and 0 for n <= 10."""
+    return min(1 - 1 / max(np.log10(n), 1.0), 0.7)
 
 
 def _line(judgement: str, problems: list[_Problem]) -> str:
     reasons = "; ".join(reason for reason, _ in problems)
-    remedies = list(dict.fromkeys(remedy for _, several in problems for remedy in several))
-    listed = ", ".join(remedies[:-1]) + (" or " if len(remedies) > 1 else "") + "".join(remedies[-1:])
-    return f"Verdict: {judgement}: {reasons}." + (f" Try {listed}." if remedies else "")
+    remedies = tuple(dict.fromkeys(remedy for _, several in problems for remedy in several))
+    return f"Verdict: {judgement}: {reasons}.{f' Try {listed(remedies)}.' if remedies else ''} {_BLIND_SPOT}"
+
+
+def listed(remedies: tuple[str, ...]) -> str:
+    """At least one remedy: "a, b or c"."""
+    return ", ".join(remedies[:-1]) + (" or " if len(remedies) > 1 else "") + remedies[-1]
 
 
 def _number(value: float) -> str:

@@ -15,13 +15,13 @@ with C = I in the Wasserstein metric and C the frozen covariance in the Kalman o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jkosampler.errors import ArgumentError
 
-__all__ = ["StepIdentities", "stationarity", "step_identities"]
+__all__ = ["Stationarity", "StepIdentities", "estimate_stationarity", "stationarity", "step_identities"]
 
 
 def stationarity(relative_score: np.ndarray, covariance: np.ndarray) -> float:
@@ -29,7 +29,8 @@ def stationarity(relative_score: np.ndarray, covariance: np.ndarray) -> float:
 
     It is zero exactly at the target, does not change under affine maps of the space, and equals -dKL/dt of
     the Kalman-Wasserstein flow. When -Hess log target >= C^-1 everywhere, KL(rho | target) <= value / 2
-    (log-Sobolev inequality); without that it bounds nothing: modes that rho misses leave no trace.
+    (log-Sobolev inequality), and no mean is off by more than sqrt(value) sd (Talagrand); without that it bounds
+    nothing: modes that rho misses leave no trace. It is a mean of heavy tails, see `estimate_stationarity`.
 
     Parameters
     ----------
@@ -43,9 +44,32 @@ def stationarity(relative_score: np.ndarray, covariance: np.ndarray) -> float:
     ArgumentError
         An argument has a wrong shape or is not finite, or `covariance` is not symmetric and positive.
     """
+    return estimate_stationarity(relative_score, covariance).value
+
+
+class Stationarity(NamedTuple):
+    """A relative Fisher information and its Monte Carlo standard error.
+
+    Attributes
+    ----------
+    value : float
+        The mean of g' C g over the draws, >= 0.
+    standard_error : float
+        Of that mean; NaN for one draw. Where a few draws decide the mean it is of the size of `value`, and too
+        small more often than not.
+    """
+
+    value: float
+    standard_error: float
+
+
+def estimate_stationarity(relative_score: np.ndarray, covariance: np.ndarray) -> Stationarity:
+    """Relative Fisher information with its standard error; arguments and errors are those of `stationarity`."""
     g = _as_points("relative_score", relative_score)
     c = _as_covariance(covariance, g.shape[1])
-    return float(np.einsum("ni,ij,nj->n", g, c, g).mean())
+    values = np.einsum("ni,ij,nj->n", g, c, g)
+    n = len(values)
+    return Stationarity(float(values.mean()), float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"))
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,9 @@ def solve_affine(problem: StepProblem, particles: Particles, weights: Tensor, *,
     TargetError
         The target fails at the particles themselves; where it only fails further away, the search backs off.
     """
+    inside = problem.potential(particles.x)[0] != torch.inf
+    if not bool(inside.all()):  # where no mass may be there is no slope to follow; the rest shows the way
+        particles, weights = particles[inside], weights[inside] / weights[inside].sum()
     objective = _AffineObjective(problem, particles, weights)
     objective(objective.best_at)
     guess = _gaussian_step(problem, particles, weights) if np.isfinite(objective.first) else None

@@ -13,6 +13,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
+from jkosampler.diagnostics import Evidence
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.engines.step_size import Control, StepControl
 from jkosampler.laws import Law
@@ -44,8 +45,10 @@ class GradientFlow:
 class State:
     """The flow after some steps.
 
-    `pool` are the particles that steps are solved on; `check` are particles of the same law that took no part in
-    that, with the energy `values` (n,) at each, which judge the steps.
+    `pool` are the particles that steps are solved on. Held-out particles of the same law judge the steps: `check`,
+    with the energy `values` (n,) at each, +inf where no mass may be; and many more `outposts`, at which a map must
+    not fold. `claims` are what the importance weights of this law and those before it say of the evidence, where they
+    say anything; `missing_evidence` is a sentence when one of them contradicts the last.
     """
 
     flow: GradientFlow
@@ -53,12 +56,15 @@ class State:
     pool: Particles
     check: Particles
     values: Tensor
+    outposts: Particles
     maps: tuple[Map, ...] = ()
     times: tuple[float, ...] = (0.0,)
     discrepancy: float = float("inf")
     dissipation: float = float("inf")
     stopped: str | None = None
     converged: bool = False
+    claims: tuple[Evidence, ...] = ()
+    missing_evidence: str | None = None
     warm_start: dict[str, Tensor] = field(default_factory=dict)
 
 

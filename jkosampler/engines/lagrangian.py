@@ -1,9 +1,10 @@
 """The Lagrangian engine: every implicit step is a learned map of particles.
 
 Algorithms 1 and 2 of Lee, Wang, Li (arXiv 2311.06700). By default a step is solved in three parts: in the whitened
-coordinates of the metric, its best affine map by L-BFGS; on top of that a ResNet potential, trained with the path
-gradient; and a check of the result on particles that took no part. `Lagrangian.as_in_the_paper()` is the
-algorithm as printed (with the corrections of `docs/design.md`).
+coordinates of the metric, its best affine map by L-BFGS; on top of that, near the target, ridge functions by
+collocation, or else a ResNet potential trained with the path gradient (`step_solver`); and a check of the result on
+particles that took no part (`trial`). `Lagrangian.as_in_the_paper()` is the algorithm as printed, corrected as in
+`docs/design.md`.
 """
 
 from __future__ import annotations
@@ -15,28 +16,23 @@ from dataclasses import replace
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
-from torch import Tensor
 
-from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
-from jkosampler.engines.objectives import GRADIENTS, StepProblem
+from jkosampler.engines.objectives import GRADIENTS
 from jkosampler.engines.step_size import Control
-from jkosampler.engines.training import OPTIMIZERS, TrainingResult, TrainingSettings, train
-from jkosampler.engines.trial import Trial, judge, stationarity_of
-from jkosampler.errors import ArgumentError, TargetError
-from jkosampler.maps import INTEGRATORS, GradientMap, Map, ODEMap
-from jkosampler.particles import Particles, calibrated_weights
-from jkosampler.potentials import ResNetPotential
+from jkosampler.engines.step_solver import StepSolver
+from jkosampler.engines.training import OPTIMIZERS
+from jkosampler.engines.trial import Trial, claim, contradiction, escaped, judge, stationarity_of
+from jkosampler.errors import ArgumentError, FitError, TargetError
+from jkosampler.maps import INTEGRATORS
+from jkosampler.particles import Particles
 
 __all__ = ["Lagrangian"]
 
 logger = logging.getLogger(__name__)
 
 _CHECK_PARTICLES = 2000
-_GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
-_PASSES = 32  # mini-batches that a network's training points make at least
-_NEGLIGIBLE_GAIN = 1e-6  # nats: an affine step that leaves less to gain needs no network
-_HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
+_OUTPOSTS = 10_000
 
 
 class Lagrangian(BaseEstimator):
@@ -72,6 +68,9 @@ class Lagrangian(BaseEstimator):
     coverage : {"law", "spread"}, optional
         Where a network is trained: at draws of the law, or evenly from its centre to its tails
         (`Particles.draw_spread`); None: "law", and "spread" for the last adaptive steps, near the target.
+    n_ridges : int, optional
+        Ridge functions of a step that is solved by collocation; None: 100 a dimension, at most 500; 0: never solve
+        a step so.
     affine : bool
         Whether each step starts from its best affine map.
     warm_start : bool
@@ -98,6 +97,7 @@ class Lagrangian(BaseEstimator):
         map: str | None = None,
         gradient: str | None = None,
         coverage: str | None = None,
+        n_ridges: int | None = None,
         affine: bool = True,
         warm_start: bool = True,
         threads: int | None = 1,
@@ -116,6 +116,7 @@ class Lagrangian(BaseEstimator):
         self.map = map
         self.gradient = gradient
         self.coverage = coverage
+        self.n_ridges = n_ridges
         self.affine = affine
         self.warm_start = warm_start
         self.threads = threads
@@ -144,13 +145,24 @@ class Lagrangian(BaseEstimator):
         """Draw the particles and evaluate the energy where they start."""
         self._check_settings()
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
-        control = flow.control.first()
-        check = Particles.draw(flow.law, min(_CHECK_PARTICLES, flow.n_particles), flow.generator)
+        check = Particles.draw(flow.law, _CHECK_PARTICLES, flow.generator)
         flow.energy.check_start(check.x)
         potential, gradient = flow.energy.potential(check.x)
         values = potential + flow.energy.internal(check.log_rho)
-        discrepancy, dissipation = stationarity_of(flow.energy, check, potential, gradient)
-        return State(flow, control, pool, check, values, discrepancy=discrepancy, dissipation=dissipation)
+        inside = values.isfinite()
+        discrepancy, dissipation = stationarity_of(flow.energy, check[inside], potential[inside], gradient[inside])
+        seen = claim(flow.energy, values)
+        return State(
+            flow,
+            flow.control.first(),
+            pool,
+            check,
+            values,
+            Particles.draw(flow.law, _OUTPOSTS, flow.generator).without_score(),
+            discrepancy=discrepancy,
+            dissipation=dissipation,
+            claims=() if seen is None else (seen,),
+        )
 
     def _check_settings(self) -> None:
         choices = {
@@ -168,175 +180,73 @@ class Lagrangian(BaseEstimator):
                 "optimizer='lbfgs' needs the gradient of a fixed sample mean: give gradient='control-variate' with it."
             )
 
-    def _covers_tails(self, control: Control) -> bool:
-        return control.tails == "yes" if self.coverage is None else self.coverage == "spread"
-
-    def _draw_training(self, flow: GradientFlow, control: Control) -> Particles:
-        draw = Particles.draw_spread if self._covers_tails(control) else Particles.draw
-        return draw(flow.law, max(flow.n_particles, _PASSES * self.batch_size), flow.generator)
-
     def step(self, state: State) -> tuple[State, Bunch | None]:
-        """Solve a step, judge it on fresh particles, and retry as the step control says until one is accepted."""
+        """Solve a step, judge it on held-out particles, and retry as the step control says until one is accepted."""
         started, evaluations = time.perf_counter(), state.flow.energy.n_evaluations
         control: Control | None = state.control
         rejected = 0
-        trouble: TargetError | None = None
+        trouble: TargetError | FitError | None = None
         while control is not None:
             trial, trouble = self._try(state, control)
             if trial is not None and state.flow.control.accepts(control, trial.judgement):
                 state = _advance(state, control, trial)
-                info = trial.record(control.tau, state.times[-1])
+                info = trial.record(state.times[-1])
                 info.rejected = rejected
                 info.wall_s = time.perf_counter() - started
                 info.target_evaluations = state.flow.energy.n_evaluations - evaluations
                 return state, info
-            logger.info("step %d rejected at tau=%.3g", len(state.maps) + 1, control.tau)
+            logger.info("step %d by %s rejected at tau=%.3g", len(state.maps) + 1, control.method, control.tau)
             rejected += 1
             control = state.flow.control.after_reject(control, state.discrepancy)
         if trouble is not None:
             raise trouble
-        reason = "no step lowers the energy on fresh particles any further"
+        reason = "no step lowers the energy on held-out particles any further"
         converged = state.flow.control.good_enough(state.discrepancy)
         return replace(state, stopped=reason, converged=converged), None
 
-    def _try(self, state: State, control: Control) -> tuple[Trial | None, TargetError | None]:
-        """A solved step as fresh particles see it, or the target's trouble on the way."""
+    def _try(self, state: State, control: Control) -> tuple[Trial | None, TargetError | FitError | None]:
+        """A solved step as held-out particles see it, or what went wrong on the way."""
         try:
-            return self._solve(state, control), None
+            found = StepSolver(self, state, control).solve()
+            if found is None:
+                return None, None
+            return judge(state, *found), None
         except TargetError as error:
             logger.info("the target failed during step %d: %s", len(state.maps) + 1, error)
             return None, error
-
-    def _solve(self, state: State, control: Control) -> Trial:
-        flow = state.flow
-        weights = calibrated_weights(state.pool)
-        frame = flow.metric.frame(state.pool, weights)
-        problem = StepProblem(flow.energy, frame, control.tau)
-        inner = frame.to_inner(state.pool)
-        affine = self._solve_affine(problem, inner, weights, control)
-        step: Map = GradientMap(affine.potential(inner.x.dtype))
-        training = TrainingResult(float("nan"), 0)
-        if control.network and not (control.exact and _is_solved(problem, step, inner)):
-            step = self._network_map(state, affine, inner)
-            points = inner
-            if not control.exact:
-                # New points for every step: a network that fitted the last ones has nothing left to learn there.
-                points = frame.to_inner(_push_all(self._draw_training(flow, control), state.maps))
-            training = self._train(state, control, problem, step, points)
-        return judge(state, problem, step.to(inner.x.dtype), training)
-
-    def _solve_affine(
-        self, problem: StepProblem, inner: Particles, weights: Tensor, control: Control
-    ) -> AffineSolution:
-        if not self.affine:
-            return AffineSolution.identity(inner.x)
-        if control.exact:
-            return solve_affine(problem, inner, weights, max_iterations=200)
-        d = inner.x.shape[1]
-        some = inner[: max(500, 10 * (d * d + d))]
-        return solve_affine(problem, some, calibrated_weights(some), max_iterations=20)
-
-    def _network_map(self, state: State, affine: AffineSolution, inner: Particles) -> Map:
-        """A map to train: the affine solution, and a network that is still zero."""
-        d = inner.x.shape[1]
-        ode = self._is_ode(d)
-        potential = ResNetPotential(
-            d,
-            width=self.width,
-            depth=self.depth,
-            time_input=ode,
-            generator=state.flow.generator,
-            dtype=self.training_dtype or torch.float32,
-            device=inner.x.device,
-        )
-        hidden = state.warm_start if self.warm_start else {}
-        potential.load_state_dict(hidden, strict=False)
-        if not ode:
-            set_affine(potential, affine.matrix - torch.eye(d).to(inner.x), affine.shift)
-            return GradientMap(potential)
-        set_affine(potential, affine.exponent, affine.velocity)
-        probes = torch.randn(16, d, generator=state.flow.generator).to(inner.x) if d > _HUTCHINSON_LIMIT else None
-        return ODEMap(potential, integrator=self.integrator, inner_steps=self.inner_steps, probes=probes)
-
-    def _train(
-        self, state: State, control: Control, problem: StepProblem, step: Map, training: Particles
-    ) -> TrainingResult:
-        name = self.gradient or _default_gradient(step, training)
-        settings = TrainingSettings(
-            n_iterations=control.effort * (self.n_iterations or (300 if control.exact else 200)),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate * _reach(state.discrepancy),
-            optimizer=self.optimizer,
-            tolerance=self.tolerance,
-            resample_every=self.resample_every,
-        )
-        dtype = next(step.parameters()).dtype
-
-        def resample() -> Particles:
-            drawn = self._draw_training(state.flow, control)
-            return problem.frame.to_inner(_push_all(drawn, state.maps)).to(dtype)
-
-        objective = GRADIENTS[name](problem)
-        return train(step, objective, training.to(dtype), settings, state.flow.generator, resample)
-
-    def _is_ode(self, dim: int) -> bool:
-        return self.map == "ode" or (self.map is None and dim > _GRADIENT_MAP_LIMIT)
-
-
-def _reach(discrepancy: float) -> float:
-    """Fraction of the learning rate for a law this near: the way left is at most sqrt(2 KL), Adam's steps are not less.
-
-    (Talagrand's inequality, in whitened coordinates of a Gaussian.)
-    """
-    return min(1.0, max(0.05, (discrepancy / 0.02) ** 0.5)) if discrepancy == discrepancy else 1.0
-
-
-def _push_all(particles: Particles, maps: tuple[Map, ...]) -> Particles:
-    for step in maps:
-        particles = particles.push(step)
-    return particles
+        except (ArgumentError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            if not state.maps:
+                raise
+            logger.info("step %d broke down: %s", len(state.maps) + 1, error)
+            return None, escaped(state, error)
 
 
 def _advance(state: State, control: Control, trial: Trial) -> State:
     """The state after an accepted step."""
-    step_control = state.flow.control
+    step_control, energy = state.flow.control, state.flow.energy
     then = step_control.after_accept(control, trial.judgement)
     converged = step_control.converged(control, trial.judgement)
     stopped = None
     if converged:
-        stopped = "fresh particles can't tell the law from the target"
+        stopped = "held-out particles can't tell the law from the target"
     elif step_control.stalled(then):
         converged = step_control.good_enough(trial.judgement.discrepancy)
-        stopped = "further steps bring no progress that fresh particles can see"
+        stopped = "further steps bring no progress that held-out particles can see"
+    seen = claim(energy, trial.values)
     return replace(
         state,
         control=then,
         pool=state.pool.push(trial.step),
         check=trial.check,
         values=trial.values,
+        outposts=trial.outposts,
         maps=(*state.maps, trial.step),
-        times=(*state.times, state.times[-1] + control.tau),
+        times=(*state.times, state.times[-1] + trial.tau),
         discrepancy=trial.judgement.discrepancy,
         dissipation=trial.dissipation,
         converged=converged,
         stopped=stopped,
+        claims=state.claims if seen is None else (*state.claims, seen),
+        missing_evidence=contradiction(state.claims, seen),
         warm_start=trial.hidden_layers() or state.warm_start,
     )
-
-
-def _is_solved(problem: StepProblem, step: Map, inner: Particles) -> bool:
-    """Whether the affine map alone solves the step: its Euler-Lagrange residual bounds what is left to gain."""
-    if inner.score is None:
-        return False
-    some = inner[:_CHECK_PARTICLES]
-    assert some.score is not None
-    pushed = step.push(some.x, some.score)
-    _, gradient = problem.potential(pushed.x)
-    residual = problem.residual(some.x, pushed, some.log_rho - pushed.log_det, gradient)
-    return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness) < _NEGLIGIBLE_GAIN
-
-
-def _default_gradient(step: Map, inner: Particles) -> str:
-    if inner.score is None:
-        return "plain"
-    return "control-variate" if isinstance(step, ODEMap) else "path"

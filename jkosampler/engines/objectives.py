@@ -83,7 +83,7 @@ class Plain(Objective):
     """The gradient of the sample mean of J."""
 
     def __call__(self, step: Map, batch: Particles) -> tuple[Tensor, Tensor]:
-        loss = self._per_particle(step, batch).mean()
+        loss = _mean_inside(self._per_particle(step, batch))
         return loss, loss.detach()
 
     def _per_particle(self, step: Map, batch: Particles) -> Tensor:
@@ -103,7 +103,7 @@ class ControlVariate(Plain):
         energy = self.problem.energy
         control = energy.pressure_per_mass(batch.log_rho) * divergence
         control = control + energy.pressure_slope(batch.log_rho) * (velocity * score).sum(-1)
-        loss = (self._per_particle(step, batch) + control).mean()
+        loss = _mean_inside(self._per_particle(step, batch) + control)
         return loss, loss.detach()
 
 
@@ -116,8 +116,14 @@ class PathGradient(Objective):
         value, gradient = self.problem.potential(pushed.x)
         residual = self.problem.residual(batch.x, pushed, log_rho, gradient)
         cost = 0.5 * self.problem.stiffness * (pushed.x - batch.x).square().sum(-1)
-        objective = (value + self.problem.energy.internal(log_rho) + cost).mean()
-        return (step.positions(batch.x) * residual).sum(-1).mean(), objective
+        objective = _mean_inside(value + self.problem.energy.internal(log_rho) + cost)
+        inside = (value != torch.inf).unsqueeze(-1)
+        return (step.positions(batch.x) * torch.where(inside, residual, 0.0)).sum(-1).mean(), objective
+
+
+def _mean_inside(values: Tensor) -> Tensor:
+    """The mean over particles of finite energy; those where no mass may be have no slope to follow."""
+    return values[values.detach() != torch.inf].mean()
 
 
 GRADIENTS: dict[str, type[Objective]] = {

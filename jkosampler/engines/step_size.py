@@ -1,8 +1,9 @@
-"""Which step to try next, whether to accept it, and when to stop.
+"""Which step to try next, how, whether to accept it, and when to stop.
 
 `FixedSteps` solves every step at the size that the user gave: the law at time t is the JKO flow's. `AdaptiveSteps`
-only wants the end: affine steps of growing size while they pay, then network steps, each judged on particles that
-it was not trained on, until these can't tell the law from the target any more.
+only wants the end: affine steps of growing size while they pay, then steps by collocation where these work and by
+trained networks where not, each judged on particles that it was not solved on, until these can't tell the law from the
+target any more.
 """
 
 from __future__ import annotations
@@ -13,34 +14,46 @@ from typing import Literal, NamedTuple, Protocol
 
 __all__ = ["AdaptiveSteps", "Control", "FixedSteps", "Judgement", "StepControl"]
 
-_RESOLUTION = 10.0  # a fit that can't get on has converged to its network's resolution within this many thresholds
-_TAILS_FROM = 70.0  # so many thresholds from the target, the tails are worth their share of the training
+_RESOLUTION = 10.0  # a fit that can't get on has converged to its maps' resolution within this many thresholds
+_TAILS_FROM = 70.0  # so many thresholds from the target, the tails are worth their share of the points
+_FAIR_SHARE = 0.5  # of the discrepancy: a collocation step that leaves more has met the limit of its functions
+_TRY_AGAIN = 0.25  # of the discrepancy at which collocation failed: nearer than that it may work
+_NEGLIGIBLE = 1e-4  # of the threshold: no use of a law can tell what is left
+_FAITHFUL = 1e-2  # nats: a larger change of the energy under finer integration means that the density is wrong
 
 
 @dataclass(frozen=True)
 class Control:
-    """What to try next: the step size tau, whether a network is trained, and how hard.
+    """What to try next: the step size tau, how to solve the step, and how hard to try.
 
-    `exact` asks for the step's minimiser to the accuracy of the particles; otherwise a step need only lead on.
-    `tails` asks for training points that cover the law evenly out to its tails, and is "failed" once a step that did
-    so was rejected. `effort` multiplies the iterations; `failures` counts rejections in a row, `stalled` steps in a
-    row without progress, `best` is the smallest discrepancy so far.
+    `method` is the best affine map alone, collocation (`engines.collocation`), or a trained network. `exact` asks for
+    the step's minimiser to the accuracy of the particles; otherwise a step need only lead on. `tails` asks for points
+    that cover the law evenly out to its tails, and is "failed" once a network step that had them was rejected.
+    `effort` multiplies iterations and inner steps; `failures` counts rejections in a row, `stalled` steps in a row
+    without progress, `best` is the smallest discrepancy so far, and collocation is tried below `collocation_below`.
     """
 
     tau: float
-    network: bool
+    method: Literal["affine", "collocation", "network"]
     exact: bool = False
     tails: Literal["no", "yes", "failed"] = "no"
     effort: int = 1
     failures: int = 0
     stalled: int = 0
     best: float = math.inf
+    collocation_below: float = math.inf
 
 
 class Judgement(NamedTuple):
-    """A tried step on fresh particles: change of energy with its standard error, the movement's cost, discrepancy.
+    """A tried step on held-out particles.
 
-    `discrepancy` is half the variance of dE/drho over the particles. For a KL energy near its minimum that is the
+    Change of the energy with its standard error, cost of the movement, `discrepancy`, and what spoils a step:
+
+    * `integration_error` (nats), the change of the energy when an ODE is integrated more finely;
+    * `lost_mass`, whether an earlier law's importance weights show mass that this law lacks;
+    * `left_support`, whether significantly more particles than before lie where the energy is infinite.
+
+    The discrepancy is half the variance of dE/drho over the particles. For a KL energy near its minimum that is the
     KL divergence itself, at a much smaller Monte Carlo error than the mean of the log weights has.
     """
 
@@ -48,15 +61,22 @@ class Judgement(NamedTuple):
     standard_error: float
     transport_cost: float
     discrepancy: float
+    integration_error: float = 0.0
+    lost_mass: bool = False
+    left_support: bool = False
 
     @property
-    def finite(self) -> bool:
-        """Whether the map is invertible and the energy finite at every fresh particle."""
-        return math.isfinite(self.energy_change) and math.isfinite(self.discrepancy)
+    def sound(self) -> bool:
+        """Whether the map is invertible, its density its own, and the energy finite where it was."""
+        finite = math.isfinite(self.energy_change) and math.isfinite(self.discrepancy)
+        return finite and not self.left_support and abs(self.integration_error) <= _FAITHFUL
 
 
 class StepControl(Protocol):
-    """A policy for steps."""
+    """A policy for steps; `threshold` (nats) is the discrepancy below which a law counts as stationary."""
+
+    @property
+    def threshold(self) -> float: ...
 
     def first(self) -> Control:
         """What to try first."""
@@ -75,7 +95,7 @@ class StepControl(Protocol):
         ...
 
     def converged(self, control: Control, seen: Judgement) -> bool:
-        """Whether the law is stationary as far as fresh particles can tell."""
+        """Whether the law is stationary as far as held-out particles can tell."""
         ...
 
     def stalled(self, control: Control) -> bool:
@@ -96,12 +116,12 @@ class FixedSteps:
     retries: int = 2
 
     def first(self) -> Control:
-        return Control(self.tau, network=True, exact=True)
+        return Control(self.tau, "network", exact=True)
 
     def accepts(self, control: Control, seen: Judgement) -> bool:
         """The step's inequality `E + d^2 / (2 tau) <= E_k`, up to the Monte Carlo error."""
         slack = 3.0 * seen.standard_error + 1e-9
-        return seen.finite and seen.energy_change + seen.transport_cost / (2.0 * control.tau) <= slack
+        return seen.sound and seen.energy_change + seen.transport_cost / (2.0 * control.tau) <= slack
 
     def after_accept(self, control: Control, seen: Judgement) -> Control:
         return replace(control, effort=1, failures=0)
@@ -123,55 +143,75 @@ class FixedSteps:
 
 @dataclass(frozen=True)
 class AdaptiveSteps:
-    """Growing affine steps, then growing network steps, until the discrepancy is below a threshold.
-
-    Networks learn at draws of the law first; when it is near the target, at points that reach out to its tails too.
+    """Growing affine steps, then growing steps of other maps, until the discrepancy is below a threshold.
 
     Step sizes are those of whitened coordinates, where one unit of flow time is the time of a Gaussian's relaxation.
+    Networks and collocation have points of the law first; when it is near the target, points out to its tails.
     """
 
     threshold: float
     first_tau: float = 0.1
-    network_tau: float = 1.0
+    second_tau: float = 1.0
     largest_tau: float = 10.0
+    largest_collocation_tau: float = 1000.0
     patience: int = 2
+    retries: int = 3
 
     def first(self) -> Control:
-        return Control(self.first_tau, network=False)
+        return Control(self.first_tau, "affine")
 
     def accepts(self, control: Control, seen: Judgement) -> bool:
-        """The energy must not rise beyond its Monte Carlo error, and either measure must show progress."""
-        if not seen.finite or seen.energy_change > 2.0 * seen.standard_error:
+        """The energy must not rise beyond its Monte Carlo error, and either measure must show progress.
+
+        An affine step must not lose mass that the law before it had.
+        """
+        if not seen.sound or seen.energy_change > 2.0 * seen.standard_error:
+            return False
+        if control.method == "affine" and seen.lost_mass:
             return False
         return seen.energy_change < -2.0 * seen.standard_error or seen.discrepancy < control.best
 
     def after_accept(self, control: Control, seen: Judgement) -> Control:
+        if control.method == "affine":
+            return self._after_affine(control, seen)
+        if control.method == "collocation":
+            tau = min(10.0 * control.tau, self.largest_collocation_tau)
+            if seen.discrepancy > _FAIR_SHARE * control.best:
+                control = replace(control, collocation_below=_TRY_AGAIN * seen.discrepancy)
+        else:
+            tau = min(3.0 * control.tau, self.largest_tau)
+        progress = seen.discrepancy < 0.9 * control.best or self._pays(seen)
+        stalled = 0 if progress else control.stalled + 1
         best = min(control.best, seen.discrepancy)
-        if not control.network:
-            pays = seen.energy_change < -0.02 - 2.0 * seen.standard_error
-            if pays or control.tau < self.network_tau:
-                return replace(control, tau=min(3.0 * control.tau, self.largest_tau), failures=0, best=best)
-            return self._with_tails(Control(self.network_tau, network=True, best=best), seen.discrepancy)
-        tau = min(3.0 * control.tau, self.largest_tau)
-        control = self._with_tails(control, seen.discrepancy)
-        if seen.discrepancy < 0.9 * control.best:
-            return replace(control, tau=tau, failures=0, stalled=0, best=best)
-        return self._stalling(replace(control, tau=tau, failures=0, best=best))
+        return self._chosen(replace(control, tau=tau, failures=0, best=best, stalled=stalled), seen.discrepancy)
+
+    def _after_affine(self, control: Control, seen: Judgement) -> Control:
+        control = replace(control, failures=0, best=min(control.best, seen.discrepancy))
+        if self._pays(seen) or control.tau < self.second_tau:
+            return replace(control, tau=min(3.0 * control.tau, self.largest_tau))
+        return self._chosen(replace(control, tau=self.second_tau), seen.discrepancy)
 
     def after_reject(self, control: Control, discrepancy: float) -> Control | None:
-        if not control.network:
-            if control.failures < 2:
+        if control.method == "affine":
+            if control.failures < self.retries:
                 return replace(control, tau=control.tau / 4.0, failures=control.failures + 1)
-            return self._with_tails(Control(self.network_tau, network=True, best=control.best), discrepancy)
+            return self._chosen(replace(control, tau=self.second_tau, failures=0), discrepancy)
         if discrepancy <= self.threshold:
             return None  # a step that can't improve on a law within the threshold shows it to be stationary
+        if control.method == "collocation":
+            tau = min(control.tau, self.largest_tau)
+            return self._chosen(replace(control, tau=tau, collocation_below=_TRY_AGAIN * discrepancy), discrepancy)
         if control.tails == "yes":
             return replace(control, tails="failed")
-        slower = self._stalling(replace(control, tau=control.tau / 2.0, failures=control.failures + 1))
-        return None if self.stalled(slower) else slower
+        if control.failures >= self.retries:
+            return None
+        return replace(control, tau=control.tau / 2.0, failures=control.failures + 1)
 
     def converged(self, control: Control, seen: Judgement) -> bool:
-        """A small discrepancy after a long step: a short one would leave any law nearly as it was."""
+        """A small discrepancy after a long step (a short one leaves any law nearly as it was) and no cheap progress."""
+        cheap = control.method == "collocation" and seen.discrepancy <= _FAIR_SHARE * control.best
+        if cheap and seen.discrepancy > _NEGLIGIBLE * self.threshold:
+            return False
         return seen.discrepancy <= self.threshold and control.tau >= 0.5 * self.largest_tau
 
     def stalled(self, control: Control) -> bool:
@@ -180,9 +220,16 @@ class AdaptiveSteps:
     def good_enough(self, discrepancy: float) -> bool:
         return discrepancy <= _RESOLUTION * self.threshold
 
-    def _with_tails(self, control: Control, discrepancy: float) -> Control:
-        near = discrepancy <= _TAILS_FROM * self.threshold
-        return replace(control, tails="yes") if near and control.tails == "no" else control
+    def _pays(self, seen: Judgement) -> bool:
+        return seen.energy_change < -0.02 - 2.0 * seen.standard_error
 
-    def _stalling(self, control: Control) -> Control:
-        return replace(control, stalled=control.stalled + 1)
+    def _chosen(self, control: Control, discrepancy: float) -> Control:
+        """The control with the method and the points for a law of this discrepancy."""
+        near = discrepancy <= _TAILS_FROM * self.threshold
+        collocation = discrepancy < control.collocation_below
+        return replace(
+            control,
+            tau=control.tau if collocation else min(control.tau, self.largest_tau),
+            method="collocation" if collocation else "network",
+            tails="yes" if near and control.tails == "no" else control.tails,
+        )

@@ -1,4 +1,4 @@
-"""A tried step, as particles see it that took no part in its training."""
+"""A tried step, as particles see it that took no part in solving it."""
 
 from __future__ import annotations
 
@@ -8,47 +8,54 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
+from jkosampler.diagnostics import Evidence, evidence
 from jkosampler.diagnostics.stationarity import stationarity, step_identities
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.engines.base import State
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_size import Judgement
 from jkosampler.engines.training import TrainingResult
+from jkosampler.errors import FitError
 from jkosampler.maps import Conjugated, Map, ODEMap
 from jkosampler.particles import Particles
 
-__all__ = ["Trial", "judge", "stationarity_of"]
+__all__ = ["Trial", "claim", "contradiction", "escaped", "judge", "stationarity_of"]
 
 _REFINEMENT = 4  # how much finer the integration is that checks a trained ODE
+_CLAIMS_FROM = 50.0  # effective draws: fewer don't know the error of their evidence
+_CONTRADICTION = 4.0  # standard errors
+_NOWHERE = 1e30  # no target is there: particles that come so far have escaped
 
 
 class Trial(NamedTuple):
-    """A solved step, the fresh particles after it, and what they say.
+    """A solved step of flow time tau, the held-out particles after it, and what they say.
 
     `residual` is that of the step's first-order identities, `optimality_gap` (nats) bounds what a better map could
-    gain where the energy is displacement convex, `integration_error` (nats) is the change of the energy when an
-    ODE is integrated more finely.
+    gain where the energy is displacement convex.
     """
 
     step: Conjugated
+    tau: float
+    method: str
     check: Particles
     values: Tensor
+    outposts: Particles
     judgement: Judgement
     dissipation: float
     training: TrainingResult
     residual: float
     optimality_gap: float
-    integration_error: float
 
-    def record(self, tau: float, now: float) -> Bunch:
+    def record(self, now: float) -> Bunch:
         """The step's line in the history."""
-        n = len(self.values)
+        inside = self.values[self.values.isfinite()]
         return Bunch(
             time=now,
-            step_size=tau,
-            stage="network" if self.training.n_iterations else "affine",
-            energy=float(self.values.mean()),
-            energy_se=float(self.values.std()) / n**0.5,
+            step_size=self.tau,
+            stage=self.method,
+            energy=float(inside.mean()),
+            energy_se=float(inside.std()) / len(inside) ** 0.5,
+            outside=1.0 - len(inside) / len(self.values),
             energy_change=self.judgement.energy_change,
             energy_change_se=self.judgement.standard_error,
             transport_cost=self.judgement.transport_cost,
@@ -56,50 +63,69 @@ class Trial(NamedTuple):
             n_iterations=self.training.n_iterations,
             residual=self.residual,
             optimality_gap=self.optimality_gap,
-            integration_error=self.integration_error,
+            integration_error=self.judgement.integration_error,
             discrepancy=self.judgement.discrepancy,
             dissipation=self.dissipation,
         )
 
     def hidden_layers(self) -> dict[str, Tensor]:
-        """The network's hidden layers, to start the next one from; empty after an affine step."""
-        if not self.training.n_iterations:
+        """A trained network's hidden layers, to start the next one from; empty after other steps."""
+        if self.method != "network":
             return {}
         state = self.step.inner.state_dict()
         hidden = {name.removeprefix("potential."): value for name, value in state.items()}
         return {name: value for name, value in hidden.items() if name.startswith(("weights", "biases"))}
 
 
-def judge(state: State, problem: StepProblem, step: Map, training: TrainingResult) -> Trial:
-    """Move the fresh particles by a trained map of the step's coordinates, and compare."""
+def judge(state: State, problem: StepProblem, step: Map, training: TrainingResult, method: str) -> Trial | None:
+    """Move the held-out particles by a map of the step's coordinates, and compare; None where it folds or loses some.
+
+    Means are over the particles at which the energy is finite before and after.
+
+    Raises
+    ------
+    FitError
+        The particles have escaped.
+    """
     energy, frame = state.flow.energy, problem.frame
     outer = frame.conjugate(step)
-    check = state.check.push(outer)
-    if not bool(check.x.isfinite().all() & check.log_rho.isfinite().all()):
-        return _hopeless(state, outer, check, training)
+    check, outposts = state.check.push(outer), state.outposts.push(outer)
+    if float(check.x.abs().max()) > _NOWHERE:
+        raise escaped(state, "the energy falls without end")
+    if not all(bool(tensor.isfinite().all()) for tensor in (check.x, check.log_rho, outposts.x, outposts.log_rho)):
+        return None
     potential, gradient = energy.potential(check.x)
     values = potential + energy.internal(check.log_rho)
-    change = values - state.values
-    before, after = frame.to_inner(state.check), frame.to_inner(check)
+    inside = values.isfinite() & state.values.isfinite()
+    if int(inside.sum()) <= check.x.shape[1]:
+        return None
+    change = (values - state.values)[inside]
+    before, after = frame.to_inner(state.check[inside]), frame.to_inner(check[inside])
     shift = after.x - before.x
-    discrepancy, dissipation = stationarity_of(energy, check, potential, gradient)
+    discrepancy, dissipation = stationarity_of(energy, check[inside], potential[inside], gradient[inside])
+    n_outside, n_outside_before = (int((~v.isfinite()).sum()) for v in (values, state.values))
     judgement = Judgement(
         energy_change=float(change.mean()),
         standard_error=float(change.std()) / len(change) ** 0.5,
         transport_cost=frame.cost * float(shift.square().sum(-1).mean()),
         discrepancy=discrepancy,
+        integration_error=_integration_error(step, before, values[inside], problem),
+        lost_mass=contradiction(state.claims, claim(energy, values)) is not None,
+        left_support=n_outside > n_outside_before + 3.0 * n_outside**0.5,
     )
-    inner_gradient = gradient @ frame.factor
+    inner_gradient = gradient[inside] @ frame.factor
     return Trial(
         outer,
+        problem.tau,
+        method,
         check,
         values,
+        outposts,
         judgement,
         dissipation,
         training,
         residual=_identity_residual(energy, problem, shift, after, inner_gradient),
         optimality_gap=_optimality_gap(energy, problem, shift, after, inner_gradient),
-        integration_error=_integration_error(step, before, after, values, problem),
     )
 
 
@@ -111,9 +137,43 @@ def stationarity_of(
     discrepancy = 0.5 * float(variation.var())
     if particles.score is None:
         return discrepancy, float("nan")
+    d = particles.x.shape[1]
     force = gradient + energy.pressure_slope(particles.log_rho).unsqueeze(-1) * particles.score
-    covariance = torch.cov(particles.x.mT).reshape(2 * particles.x.shape[1:])
+    covariance = torch.cov(particles.x.mT).reshape(d, d)
     return discrepancy, stationarity(force.cpu().numpy(), covariance.cpu().numpy())
+
+
+def claim(energy: EnergyEvaluator, values: Tensor) -> Evidence | None:
+    """What a law's importance weights say of the evidence; None where they are too unequal, or there is none."""
+    if not energy.is_relative_entropy or not bool(values.isfinite().any()):
+        return None
+    found = evidence(-values.cpu().numpy())
+    return found if found.ess >= _CLAIMS_FROM else None
+
+
+def contradiction(claims: tuple[Evidence, ...], last: Evidence | None) -> str | None:
+    """A sentence when an earlier law has seen significantly more mass than the last one sees."""
+    if last is None:
+        return None
+    for seen in claims:
+        excess = seen.log_evidence - last.log_evidence
+        if excess > _CONTRADICTION * (seen.log_evidence_se**2 + last.log_evidence_se**2) ** 0.5:
+            return (
+                f"an earlier law of the fit estimated the log evidence as {seen.log_evidence:.3f} +- "
+                f"{seen.log_evidence_se:.3f}, the last one as {last.log_evidence:.3f} +- {last.log_evidence_se:.3f}: "
+                "the flow has lost a mode or a tail on the way."
+            )
+    return None
+
+
+def escaped(state: State, error: Exception | str) -> FitError:
+    """The error that says so, and what may be the reason."""
+    deviation = state.check.x.std(dim=0)
+    return FitError(
+        f"the particles have escaped or collapsed after {len(state.maps)} steps: their standard deviations are "
+        f"between {float(deviation.min()):.3g} and {float(deviation.max()):.3g}. Does log_target have the right sign "
+        f"(it is the log density, not its negative), and a finite integral? ({error})"
+    )
 
 
 def _identity_residual(
@@ -138,7 +198,7 @@ def _optimality_gap(
     return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness)
 
 
-def _integration_error(step: Map, before: Particles, after: Particles, values: Tensor, problem: StepProblem) -> float:
+def _integration_error(step: Map, before: Particles, values: Tensor, problem: StepProblem) -> float:
     """Change of the energy when the ODE of the step is integrated more finely; zero for other maps."""
     if not isinstance(step, ODEMap):
         return 0.0
@@ -146,10 +206,5 @@ def _integration_error(step: Map, before: Particles, after: Particles, values: T
     with torch.no_grad():
         z, log_det, _ = step.integrate(some.x, 0.0, 1.0, refine=_REFINEMENT)
     fine = problem.potential(z)[0] + problem.energy.internal(some.log_rho - log_det)
-    return float((fine - values[: len(some)]).mean())
-
-
-def _hopeless(state: State, outer: Conjugated, check: Particles, training: TrainingResult) -> Trial:
-    """A map that folds at, or loses, some of the fresh particles."""
-    nan = float("nan")
-    return Trial(outer, check, state.values, Judgement(nan, nan, nan, nan), nan, training, nan, nan, nan)
+    change = (fine - values[: len(some)])[fine.isfinite()]
+    return float(change.mean())

@@ -36,7 +36,7 @@ class Target:
     observed_data, constant_data : mapping of str to array, optional
         Kept with the draws, for ArviZ.
     differentiable : bool
-        False for a black box without gradient.
+        False for a black box without gradient, which no sampler of this version can use.
 
     Attributes
     ----------

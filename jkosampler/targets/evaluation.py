@@ -1,7 +1,8 @@
 """Calls of a target by an engine: counted, checked, and with gradients.
 
 Whatever a user's function may return, the engines see finite values or -inf, and finite gradients, or an
-error that names the first offending points. Exceptions of the user's own code pass, with a note on the call.
+error that names the first offending points. Exceptions of the user's own code pass, with a note on the call;
+only those that a function not written for batches of torch points raises at once become a `TargetCallError`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from jkosampler.errors import (
+    JKOSamplerError,
     StartError,
+    TargetCallError,
     TargetError,
     TargetGradientError,
     TargetShapeError,
@@ -25,6 +28,9 @@ __all__ = ["TargetEvaluator"]
 
 # One of them differs from every d, and 1 finds a `squeeze()` that takes one axis too many.
 PROBE_SIZES = (1, 3)
+_REWRITE = "Write it in torch operations on x (torch.exp for np.exp or math.exp): this version needs the gradient"
+# What torch raises of wrong dtypes and axes, of x[1] in a batch of one, and of float(x) or math.exp(x) in a larger one.
+_USUAL = (RuntimeError, IndexError, TypeError, ValueError)
 
 
 class TargetEvaluator:
@@ -51,6 +57,8 @@ class TargetEvaluator:
         self.device = torch.device(device)
         self.n_evaluations = 0
         self.n_calls = 0
+        self._probed = False
+        self._differentiated = False
 
     def log_density(self, x: Tensor) -> Tensor:
         """Log density (n,) at x (n, d), without gradient.
@@ -61,8 +69,10 @@ class TargetEvaluator:
             The target doesn't return a torch tensor of shape (n,).
         TargetValueError
             It returns NaN or +inf at some points; -inf is legal.
+        TargetCallError
+            It raises RuntimeError, IndexError, TypeError or ValueError, and `probe` has not passed yet.
         """
-        with torch.inference_mode(False), torch.no_grad(), _NoteOnError(x):
+        with torch.inference_mode(False), torch.no_grad(), _NoteOnError(x, self.dtype, first=not self._probed):
             # a copy, since a function that works in place would move the particles
             x = x.detach().to(self.device, self.dtype, copy=True)
             return self._checked_value(self._call(x), x)
@@ -74,14 +84,17 @@ class TargetEvaluator:
         ------
         TargetShapeError, TargetValueError
             As `log_density`.
+        TargetCallError
+            As `log_density`, or the gradient raises one of these; until the first gradient has passed.
         TargetGradientError
-            The result is cut off from x, or the gradient is not finite at some points.
+            The result is cut off from x, or the gradient is not finite at some points, or there is none.
         """
         if not self.target.differentiable:
             raise TargetGradientError(
-                'The target says differentiable=False; metric="kalman" runs without its gradient.'
+                f"The target says differentiable=False: it is a black box. {_REWRITE}, and no black box is supported."
             )
-        with torch.inference_mode(False), torch.enable_grad(), _NoteOnError(x):
+        first = not self._differentiated
+        with torch.inference_mode(False), torch.enable_grad(), _NoteOnError(x, self.dtype, first):
             x = x.detach().to(self.device, self.dtype, copy=True).requires_grad_(True)
             raw = self._call(x)
             value = self._checked_value(raw, x)
@@ -89,9 +102,9 @@ class TargetEvaluator:
         if gradient is None:
             raise TargetGradientError(
                 "The log density does not depend on x for torch: a detour over numpy, .detach(), .item() or "
-                "torch.tensor(...) cuts the gradient off. Write it in torch operations on x, or wrap numpy "
-                "functions with jkosampler.targets.from_numpy."
+                f"torch.tensor(...) cuts the gradient off. {_REWRITE}."
             )
+        self._differentiated = True
         value = value.detach()
         gradient = torch.where(value.isneginf()[:, None], 0.0, gradient)
         _refuse_points(
@@ -137,9 +150,13 @@ class TargetEvaluator:
         ------
         TargetShapeError
             The shape is wrong in one of the calls, or the values of one point differ.
+        TargetCallError
+            The target raises RuntimeError, IndexError, TypeError or ValueError.
         """
         small, large = (x[torch.arange(size, device=x.device) % x.shape[0]] for size in PROBE_SIZES)
+        self._probed = False
         alone, among = self.log_density(small), self.log_density(large)[: PROBE_SIZES[0]]
+        self._probed = True
         tolerance = torch.finfo(self.dtype).eps ** 0.5
         if not torch.allclose(alone, among, rtol=tolerance, atol=tolerance):
             raise TargetShapeError(
@@ -157,7 +174,7 @@ class TargetEvaluator:
         if not isinstance(value, Tensor):
             raise TargetShapeError(
                 f"The log density must return a torch tensor of shape (n,), got {type(value).__name__}: "
-                "write it in torch operations, or wrap numpy functions with jkosampler.targets.from_numpy."
+                f"{_REWRITE[0].lower()}{_REWRITE[1:]}."
             )
         if tuple(value.shape) != (x.shape[0],):
             raise TargetShapeError(_shape_message(tuple(value.shape), tuple(x.shape)))
@@ -201,10 +218,14 @@ def _refuse_points(bad: Tensor, x: Tensor, error: type[TargetError | StartError]
 
 
 class _NoteOnError:
-    """Adds the shape of the points to an exception of the user's code, which passes through."""
+    """Adds the shape of the points to an exception of the user's code, which passes through.
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
+    At the first calls the exceptions that a function not written for batches of torch points raises are explained.
+    """
+
+    def __init__(self, x: Tensor, dtype: torch.dtype, first: bool) -> None:
+        self.points = f"a {dtype} tensor of shape {tuple(x.shape)}".replace("torch.", "")
+        self.first = first
 
     def __enter__(self) -> None:
         pass
@@ -212,5 +233,13 @@ class _NoteOnError:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, TargetError):
-            error.add_note(f"While jkosampler evaluated the log density at points of shape {tuple(self.x.shape)}.")
+        if error is None or isinstance(error, TargetError):
+            return
+        if self.first and isinstance(error, _USUAL) and not isinstance(error, JKOSamplerError):
+            raise TargetCallError(
+                f"The log density raised {type(error).__name__}: {str(error).rstrip('.')}. It was called with "
+                f"{self.points}, one point a row. Usual causes: it is written for a single point (take coordinates "
+                "by x[:, 0], sum by .sum(dim=1), branch by torch.where); its constants have another dtype (make "
+                "them float64, or pass dtype=torch.float32 to the sampler); it calls numpy or math (use torch)."
+            ) from error
+        error.add_note(f"While jkosampler evaluated the log density at {self.points}.")

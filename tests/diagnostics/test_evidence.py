@@ -12,7 +12,7 @@ import pytest
 from scipy import integrate, stats
 from scipy.special import logsumexp
 
-from jkosampler.diagnostics.evidence import evidence
+from jkosampler.diagnostics.evidence import evidence, tail_error
 from jkosampler.errors import ArgumentError
 
 LOG_Z = -37.25
@@ -129,3 +129,15 @@ def test_zero_weights_are_legal():
 def test_bad_weights(bad):
     with pytest.raises(ArgumentError, match="log_weights"):
         evidence(np.array(bad))
+
+
+@pytest.mark.parametrize("k", [-0.5, 0.3, 0.9])
+def test_tail_error_is_the_integral_of_the_extrapolated_tail(k):
+    n, largest = 400, 3.0
+    integral, _ = integrate.quad(lambda s: (largest - 1) * (n * s) ** -k, 0, 1 / n)
+    assert tail_error(largest, k, n) == pytest.approx(integral, rel=1e-6)
+
+
+def test_tail_error_of_a_tail_without_mean_and_of_equal_weights():
+    assert tail_error(1.2, 1.0, 400) == tail_error(1.2, np.inf, 400) == tail_error(1.2, np.nan, 400) == np.inf
+    assert tail_error(1.0, -np.inf, 400) == 0.0

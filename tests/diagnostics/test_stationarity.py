@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from jkosampler.diagnostics.stationarity import stationarity, step_identities
+from jkosampler.diagnostics.stationarity import estimate_stationarity, stationarity, step_identities
 from jkosampler.errors import ArgumentError
 
 # Target N(b, A^-1), start N(m, S), step tau; A and S do not commute.
@@ -204,6 +204,19 @@ def test_stationarity_is_affine_invariant():
     moved = stationarity(g @ np.linalg.inv(linear), linear @ S @ linear.T)
     assert moved == pytest.approx(stationarity(g, S), rel=1e-10)
     assert stationarity(g, EYE) == pytest.approx((g**2).sum(axis=1).mean())
+
+
+def test_standard_error_of_the_stationarity():
+    """g ~ N(0, I) in d = 2 and C = I: g'Cg has mean 2 and variance 4; repetitions show the error that is stated."""
+    rng = np.random.default_rng(4)
+    estimates = [estimate_stationarity(rng.normal(size=(200, 2)), EYE) for _ in range(400)]
+    values, errors = np.array(estimates).T
+    assert np.mean(errors) == pytest.approx(2 / np.sqrt(200), rel=0.03)
+    assert np.std(values) == pytest.approx(np.mean(errors), rel=4 / np.sqrt(2 * 400))
+    assert abs(np.mean(values) - 2) < 4 * np.mean(errors) / np.sqrt(400)
+    g = rng.normal(size=(50, 2))
+    assert estimate_stationarity(g, S).value == stationarity(g, S)
+    assert np.isnan(estimate_stationarity(g[:1], S).standard_error)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from jkosampler.maps import GradientMap, ODEMap
 LogTarget = Callable[[Tensor], Tensor]
 QUICK: dict[str, Any] = {"n_iterations": 40, "width": 16}
 RECORD = {
-    "time", "step_size", "stage", "energy", "energy_se", "energy_change", "energy_change_se", "transport_cost", "loss",
-    "n_iterations", "residual", "optimality_gap", "integration_error", "discrepancy", "dissipation", "rejected",
-    "wall_s", "target_evaluations",
+    "time", "step_size", "stage", "outside", "energy", "energy_se", "energy_change", "energy_change_se",
+    "transport_cost", "loss", "n_iterations", "residual", "optimality_gap", "integration_error", "discrepancy",
+    "dissipation", "rejected", "wall_s", "target_evaluations",
 }  # fmt: skip
 
 
@@ -96,6 +96,7 @@ def test_the_generator_decides_everything() -> None:
     assert not np.array_equal(fits[0].particles_, other.particles_)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # that it ends early is the point
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("step_size", [0.2, None])
 @pytest.mark.parametrize("learning_rate", [0.3, 1e4])

@@ -1,9 +1,10 @@
-"""The policies for steps, as pure functions of what fresh particles say."""
+"""The policies for steps, as pure functions of what held-out particles say."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,18 @@ def seen(change: float, discrepancy: float = 0.5, cost: float = 0.0, error: floa
 
 
 @pytest.mark.parametrize(
-    ("change", "discrepancy", "finite"),
+    ("change", "discrepancy", "sound"),
     [(-1.0, 0.1, True), (NAN, 0.1, False), (-1.0, NAN, False), (math.inf, 0.1, False), (-1.0, math.inf, False)],
 )
-def test_finite(change: float, discrepancy: float, finite: bool) -> None:
-    assert seen(change, discrepancy).finite is finite
+def test_sound(change: float, discrepancy: float, sound: bool) -> None:
+    assert seen(change, discrepancy).sound is sound
+
+
+@pytest.mark.parametrize("spoilt", [{"integration_error": -0.02}, {"integration_error": NAN}, {"left_support": True}])
+@pytest.mark.parametrize("policy", [FixedSteps(0.1, 1e-3), AdaptiveSteps(1e-3)])
+def test_unsound_steps_are_refused(policy: FixedSteps | AdaptiveSteps, spoilt: dict[str, Any]) -> None:
+    assert policy.accepts(policy.first(), GOOD)
+    assert not policy.accepts(policy.first(), GOOD._replace(**spoilt))
 
 
 class TestFixedSteps:
@@ -30,7 +38,7 @@ class TestFixedSteps:
 
     def test_every_step_has_the_size_of_the_user(self) -> None:
         control = self.policy.first()
-        assert (control.tau, control.network, control.exact, control.effort) == (0.1, True, True, 1)
+        assert (control.tau, control.method, control.exact, control.effort) == (0.1, "network", True, 1)
         retried = self.policy.after_reject(control, 0.5)
         assert retried is not None
         assert self.policy.after_accept(retried, GOOD) == control
@@ -73,8 +81,9 @@ class TestFixedSteps:
 
 class TestAdaptiveSteps:
     policy = AdaptiveSteps(threshold=1e-3)
-    affine = Control(tau=0.1, network=False)
-    network = Control(tau=1.0, network=True, best=0.5)
+    affine = Control(tau=0.1, method="affine")
+    collocation = Control(tau=1.0, method="collocation", best=0.5)
+    network = Control(tau=1.0, method="network", best=0.5, collocation_below=0.01)
 
     def test_begins_with_a_short_affine_step(self) -> None:
         assert self.policy.first() == self.affine
@@ -91,66 +100,96 @@ class TestAdaptiveSteps:
             (-0.03, NAN, False),
         ],
     )
-    def test_accepts_only_progress(self, change: float, discrepancy: float, accepted: bool) -> None:
-        assert self.policy.accepts(self.network, seen(change, discrepancy)) is accepted
+    @pytest.mark.parametrize("control", [collocation, network])
+    def test_accepts_only_progress(self, control: Control, change: float, discrepancy: float, accepted: bool) -> None:
+        assert self.policy.accepts(control, seen(change, discrepancy)) is accepted
+
+    def test_affine_steps_must_not_lose_mass(self) -> None:
+        losing = GOOD._replace(lost_mass=True)
+        assert not self.policy.accepts(self.affine, losing)
+        assert self.policy.accepts(self.network, losing)
 
     def test_affine_steps_grow_while_they_pay(self) -> None:
         control, sizes = self.affine, []
         for _ in range(7):
             sizes.append(control.tau)
             control = self.policy.after_accept(control, seen(-1.0))
-            assert not control.network
+            assert control.method == "affine"
         assert sizes == pytest.approx([0.1, 0.3, 0.9, 2.7, 8.1, 10.0, 10.0])
 
     def test_short_affine_steps_go_on_even_if_they_bring_little(self) -> None:
         after = self.policy.after_accept(self.affine, seen(-0.001))
-        assert (after.network, after.tau) == (False, pytest.approx(0.3))
+        assert (after.method, after.tau) == ("affine", pytest.approx(0.3))
 
     def test_long_affine_steps_that_bring_nothing_end_the_stage(self) -> None:
         after = self.policy.after_accept(replace(self.affine, tau=2.7, best=0.9), seen(-0.03, discrepancy=0.7))
-        assert after == Control(self.policy.network_tau, network=True, best=0.7)
+        assert after == Control(self.policy.second_tau, "collocation", best=0.7)
 
-    def test_rejected_affine_steps_are_shortened_twice_and_then_left_to_networks(self) -> None:
-        control: Control | None = replace(self.affine, tau=1.6, best=0.7)
+    def test_rejected_affine_steps_are_shortened_and_then_left_to_other_maps(self) -> None:
+        control: Control | None = replace(self.affine, tau=6.4, best=0.7)
         tried = []
-        while control is not None and not control.network:
+        while control is not None and control.method == "affine":
             tried.append(control.tau)
             control = self.policy.after_reject(control, 0.5)
-        assert tried == pytest.approx([1.6, 0.4, 0.1])
-        assert control == Control(self.policy.network_tau, network=True, best=0.7)
+        assert tried == pytest.approx([6.4, 1.6, 0.4, 0.1])
+        assert control == Control(self.policy.second_tau, "collocation", best=0.7)
+
+    def test_collocation_grows_tenfold_while_it_halves_the_discrepancy(self) -> None:
+        after = self.policy.after_accept(self.collocation, seen(-1.0, discrepancy=0.2))
+        assert (after.method, after.tau, after.best) == ("collocation", pytest.approx(10.0), 0.2)
+        again = self.policy.after_accept(replace(after, tau=500.0), seen(-1.0, discrepancy=0.05))
+        assert again.tau == self.policy.largest_collocation_tau
+
+    def test_collocation_at_its_limit_gives_way_to_networks_until_they_came_nearer(self) -> None:
+        after = self.policy.after_accept(replace(self.collocation, tau=10.0), seen(-1.0, discrepancy=0.4))
+        assert (after.method, after.collocation_below) == ("network", pytest.approx(0.1))
+        assert after.tau == self.policy.largest_tau  # not the collocation's hundred
+        assert self.policy.after_accept(after, seen(-1.0, discrepancy=0.2)).method == "network"
+        assert self.policy.after_accept(after, seen(-1.0, discrepancy=0.09)).method == "collocation"
+
+    def test_failed_collocation_is_tried_by_a_network_of_the_same_size(self) -> None:
+        after = self.policy.after_reject(replace(self.collocation, tau=3.0), 0.5)
+        assert after == replace(self.collocation, tau=3.0, method="network", collocation_below=0.125)
 
     def test_network_steps_grow_and_forget_failures_while_the_discrepancy_falls(self) -> None:
         before = replace(self.network, failures=1, stalled=1, effort=2)
-        after = self.policy.after_accept(before, seen(-1.0, discrepancy=0.44))
+        after = self.policy.after_accept(before, seen(-0.01, discrepancy=0.44))
         assert (after.tau, after.failures, after.stalled, after.best) == (pytest.approx(3.0), 0, 0, 0.44)
         assert self.policy.after_accept(replace(after, tau=9.0), seen(-1.0, 0.1)).tau == 10.0
 
+    def test_a_falling_energy_is_progress_whatever_the_discrepancy_does(self) -> None:
+        after = self.policy.after_accept(replace(self.network, stalled=1), seen(-0.1, discrepancy=0.9))
+        assert (after.stalled, after.best) == (0, 0.5)
+
     def test_network_steps_without_progress_stall(self) -> None:
-        once = self.policy.after_accept(self.network, seen(-1.0, discrepancy=0.46))
+        once = self.policy.after_accept(self.network, seen(-0.01, discrepancy=0.46))
         assert (once.stalled, once.best) == (1, 0.46)
         assert not self.policy.stalled(once)
-        twice = self.policy.after_accept(once, seen(-1.0, discrepancy=0.6))
+        twice = self.policy.after_accept(once, seen(-0.01, discrepancy=0.6))
         assert (twice.stalled, twice.best) == (2, 0.46)  # the best is kept
         assert self.policy.stalled(twice)
 
     def test_rejected_network_steps_are_halved_until_nothing_is_left_to_try(self) -> None:
-        once = self.policy.after_reject(self.network, 0.5)
-        assert once is not None
-        assert (once.tau, once.failures, once.network) == (0.5, 1, True)
-        assert self.policy.after_reject(once, 0.5) is None
+        control: Control | None = self.network
+        sizes = []
+        while control is not None:
+            sizes.append(control.tau)
+            control = self.policy.after_reject(control, 0.5)
+        assert sizes == pytest.approx([1.0, 0.5, 0.25, 0.125])
 
-    def test_tails_are_trained_near_the_target_until_that_fails(self) -> None:
+    def test_tails_have_their_points_near_the_target_until_that_fails(self) -> None:
         assert self.policy.first().tails == "no"
         far = self.policy.after_accept(self.network, seen(-1.0, discrepancy=0.4))
         assert far.tails == "no"
-        near = self.policy.after_accept(self.network, seen(-1.0, discrepancy=0.01))
+        near = self.policy.after_accept(self.network, seen(-1.0, discrepancy=0.02))
         assert near.tails == "yes"
-        without = self.policy.after_reject(near, 0.01)
+        without = self.policy.after_reject(near, 0.02)
         assert without == replace(near, tails="failed")  # the same step again, no failure of its size
-        assert self.policy.after_accept(without, seen(-1.0, discrepancy=0.005)).tails == "failed"
+        assert self.policy.after_accept(without, seen(-1.0, discrepancy=0.015)).tails == "failed"
 
     def test_a_rejection_within_the_threshold_is_the_end(self) -> None:
         assert self.policy.after_reject(self.network, 1e-3) is None
+        assert self.policy.after_reject(self.collocation, 1e-3) is None
         assert self.policy.after_reject(self.network, NAN) is not None
         assert self.policy.after_reject(self.affine, 1e-4) is not None  # a short affine step proves nothing
 
@@ -159,14 +198,14 @@ class TestAdaptiveSteps:
         tries = 0
         while control is not None:
             control, tries = self.policy.after_reject(control, 0.5), tries + 1
-        assert tries == 5  # three affine steps, two with a network
+        assert tries == 9  # four affine steps, one by collocation, four with a network
 
     def test_every_run_without_progress_ends(self) -> None:
         control, steps = self.policy.first(), 0
         while not self.policy.stalled(control):
             control, steps = self.policy.after_accept(control, seen(-0.001, discrepancy=0.5)), steps + 1
             assert steps < 20
-        assert control.network
+        assert control.method == "network"
 
     def test_only_a_long_step_proves_convergence(self) -> None:
         long = replace(self.network, tau=self.policy.largest_tau)
@@ -176,3 +215,9 @@ class TestAdaptiveSteps:
         assert not self.policy.converged(self.affine, seen(-1.0, discrepancy=1e-4))
         assert self.policy.good_enough(0.9e-2)
         assert not self.policy.good_enough(1.1e-2)
+
+    def test_collocation_goes_on_within_the_threshold_while_it_halves_the_discrepancy(self) -> None:
+        long = replace(self.collocation, tau=100.0, best=1e-4)
+        assert not self.policy.converged(long, seen(0.0, discrepancy=4e-5))
+        assert self.policy.converged(long, seen(0.0, discrepancy=6e-5))
+        assert self.policy.converged(long, seen(0.0, discrepancy=0.9e-7))  # nothing left that matters

@@ -74,7 +74,7 @@ def test_density_integrates_to_one_at_every_stored_time(first):
 
 
 def test_pull_back_of_draws_agrees_with_the_density_carried_along(first):
-    particles = first._setup.flow.particles(2000, torch.Generator().manual_seed(0))
+    particles = first._fitted.flow.particles(2000, torch.Generator().manual_seed(0))
     pulled = first.log_density(particles.x)
     assert float((pulled - particles.log_rho).abs().max()) < 1e-5
 

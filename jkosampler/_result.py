@@ -1,0 +1,208 @@
+"""What a fit has found so far, and the sampler's fitted attributes, which read it.
+
+A `FitResult` is made anew for each accepted step, and the sampler holds exactly one: whatever interrupts a fit, the
+attributes belong to the same law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from functools import cached_property
+
+import numpy as np
+import torch
+from sklearn.utils import Bunch
+
+from jkosampler._inputs import torch_scope, whole_number
+from jkosampler._setup import Setup
+from jkosampler.diagnostics import Report, estimate_stationarity, report_from_log_weights
+from jkosampler.engines import State
+from jkosampler.errors import FitError, NotFittedError
+from jkosampler.flow import FittedFlow
+
+__all__ = ["FitResult", "FittedAttributes"]
+
+_FINAL_DRAWS = 4000  # behind log_evidence_, pareto_k_ and ess_
+_FEWEST_DRAWS = 25  # k-hat needs as many
+
+
+class FitResult:
+    """A fit after some steps.
+
+    Parameters
+    ----------
+    setup : Setup
+        What is fitted.
+    generator : torch.Generator
+        The sampler's own random stream.
+    state : State
+        The engine's state.
+    history : sequence of Bunch
+        Records of the steps.
+    stop_reason : str
+        Why the fit is where it is.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        generator: torch.Generator,
+        state: State,
+        history: Sequence[Bunch] = (),
+        stop_reason: str = "interrupted",
+    ) -> None:
+        self.setup, self.generator, self.state = setup, generator, state
+        self.history, self.stop_reason = list(history), stop_reason
+        self.flow = FittedFlow(setup.law, setup.problem.law, state.maps, state.times)
+        self._spare_seed = _spare_seed(generator)
+
+    def after(self, state: State, record: Bunch) -> FitResult:
+        """The fit after one more step."""
+        return FitResult(self.setup, self.generator, state, [*self.history, record])
+
+    def ended(self, state: State, stop_reason: str) -> FitResult:
+        """The same law at the end of a fit; what was computed of it stays."""
+        last = copy(self)
+        last.state, last.stop_reason = state, stop_reason
+        return last
+
+    @cached_property
+    def final_report(self) -> Report | None:
+        """The report behind the fitted attributes, for a `log_target`; its draws leave the sampler's stream alone."""
+        if self.setup.target is None:
+            return None
+        return self.report(_FINAL_DRAWS, torch.Generator().manual_seed(self._spare_seed))
+
+    def report(self, n: int, generator: torch.Generator) -> Report:
+        """The law against the target at n fresh draws, but for those where a map folds.
+
+        Raises
+        ------
+        ArgumentError
+            n is not a whole number, or too small to judge.
+        FitError
+            The law has a density at too few of its own draws.
+        """
+        n = whole_number(n, "n", _FEWEST_DRAWS)
+        energy, dim = self.setup.problem.energy, self.setup.dim
+        with torch_scope(self.setup.engine.threads):
+            particles = self.flow.particles(n, generator)
+            particles = particles[particles.log_rho.isfinite() & particles.x.isfinite().all(1)]
+            if len(particles) < _FEWEST_DRAWS:
+                raise FitError(
+                    f"the maps of the fit fold at {n - len(particles)} of {n} draws, where the law has no density: "
+                    "fit again with a smaller step_size or more n_particles."
+                )
+            potential, gradient = energy.potential(particles.x)
+            log_weights = (-potential - particles.log_rho).cpu().double().numpy()
+            residual = None
+            if particles.score is not None and len(particles) > dim:
+                relative = (particles.score + gradient).cpu().double().numpy()
+                covariance = np.cov(particles.x.cpu().double().numpy().T).reshape(dim, dim)
+                residual = estimate_stationarity(relative, covariance)
+        return report_from_log_weights(
+            log_weights,
+            stationarity=residual,
+            converged=self.state.converged,
+            dim=dim,
+            n_undefined=n - len(particles),
+            missing_evidence=getattr(self.state, "missing_evidence", None),
+        )
+
+
+class FittedAttributes:
+    """The attributes of a fitted sampler; before `fit` there are none of them."""
+
+    _result: FitResult
+
+    @property
+    def _fitted(self) -> FitResult:
+        """The fit so far; raises NotFittedError where there is none."""
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError("this JKOSampler is not fitted: call fit() first, and mend what it raises.")
+        return self._result
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "_result" in vars(self)
+
+    @property
+    def n_features_in_(self) -> int:
+        """d."""
+        return self._fitted.setup.dim
+
+    @property
+    def n_steps_(self) -> int:
+        """Steps made."""
+        return len(self._fitted.state.maps)
+
+    @property
+    def times_(self) -> np.ndarray:
+        """Flow times of the laws."""
+        return np.array(self._fitted.state.times)
+
+    @property
+    def history_(self) -> list[Bunch]:
+        """One record a step."""
+        return self._fitted.history
+
+    @property
+    def particles_(self) -> np.ndarray:
+        """The particles of the last law, (n_particles, d)."""
+        return self._fitted.state.pool.x.double().numpy(force=True).copy()
+
+    @property
+    def converged_(self) -> bool:
+        """Whether the law is stationary."""
+        return self._fitted.state.converged
+
+    @property
+    def stop_reason_(self) -> str:
+        """Why the fit ended."""
+        return self._fitted.stop_reason
+
+    @property
+    def start_note_(self) -> str | None:
+        """What was done to the initial law."""
+        return self._fitted.setup.note
+
+    @property
+    def n_target_evaluations_(self) -> int:
+        """Evaluated points."""
+        return self._fitted.setup.problem.energy.n_evaluations
+
+    @property
+    def n_target_calls_(self) -> int:
+        """Batched calls."""
+        return self._fitted.setup.problem.energy.n_calls
+
+    @property
+    def log_evidence_(self) -> float:
+        """Log of the target's normalising constant."""
+        return self._of_final_report("log_evidence")
+
+    @property
+    def log_evidence_se_(self) -> float:
+        """Its standard error."""
+        return self._of_final_report("log_evidence_se")
+
+    @property
+    def pareto_k_(self) -> float:
+        """Tail shape of the importance weights."""
+        return self._of_final_report("pareto_k")
+
+    @property
+    def ess_(self) -> float:
+        """Effective draws among those that were weighted."""
+        return self._of_final_report("ess")
+
+    def _of_final_report(self, name: str) -> float:
+        report = self._fitted.final_report
+        return float("nan") if report is None else float(getattr(report, name))
+
+
+def _spare_seed(generator: torch.Generator) -> int:
+    """A seed from a copy of the stream, which itself stays where it is."""
+    fork = torch.Generator(device=generator.device)
+    fork.set_state(generator.get_state())
+    return int(torch.randint(2**62, (1,), generator=fork, device=generator.device))

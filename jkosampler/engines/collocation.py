@@ -1,0 +1,192 @@
+"""A step by least squares: the Euler-Lagrange equation, integrated once, at collocation points.
+
+In the coordinates z of a step the exact map `T(z) = z + grad phi(z)` makes
+
+    F(z) = [V + U'(rho')](T(z)) + k (phi + |grad phi|^2 / 2)(z),        k = cost / tau,
+
+the same everywhere: its gradient is `DT' r`, with r the residual of the step's Euler-Lagrange equation. `F` holds no
+sampling noise and needs no score. To first order it is linear in phi, `F_0 + (grad V . grad - P' Laplace + k) phi`:
+near the target a step is a linear elliptic equation, which Gauss-Newton solves in a few sweeps for phi in the span of
+linear, quadratic and random ridge functions. Far from it, where mass must part, these can't follow, and maps are
+trained (`training`) instead.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jkosampler.engines.affine import set_affine
+from jkosampler.engines.objectives import StepProblem
+from jkosampler.errors import TargetError
+from jkosampler.maps import cholesky_and_log_det
+from jkosampler.particles import Particles
+from jkosampler.potentials import ResNetPotential, log_two_cosh
+
+__all__ = ["CollocationResult", "draw_ridge_functions", "n_functions", "solve_collocation"]
+
+_SLOPES = (0.3, 1.5)  # of the ridge functions, per whitened unit
+_KINKS = 4.0  # whitened distance from the centre within which they bend
+_RIDGE = 1e-8  # of the normalised normal equations: beyond it, coefficients grow without a better fit
+_SHORTEST = 1e-3  # fraction of a Gauss-Newton step
+_WORTHWHILE = 0.8  # fraction of the misfit that a Gauss-Newton step may leave and still be made
+
+
+class CollocationResult(NamedTuple):
+    """Half the variance of F over the points (nats), with the affine map alone and at the end; sweeps made."""
+
+    before: float
+    after: float
+    n_iterations: int
+
+
+def draw_ridge_functions(potential: ResNetPotential, generator: torch.Generator) -> None:
+    """Draw the hidden layer of a potential of depth 1: all directions, a range of slopes, kinks all over the law."""
+    like = potential.weights[0]
+    normal = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(2, len(like), generator=generator, dtype=torch.float64)
+    low, high = (math.log(slope) for slope in _SLOPES)
+    slopes = torch.exp(low + (high - low) * uniform[0])
+    with torch.no_grad():
+        like.copy_(slopes.unsqueeze(-1) * normal / normal.norm(dim=1, keepdim=True))
+        potential.biases[0].copy_(slopes * _KINKS * (2.0 * uniform[1] - 1.0))
+
+
+def n_functions(potential: ResNetPotential) -> int:
+    """Ridge, linear and quadratic functions of a potential of depth 1: the unknowns of a step."""
+    return potential.width + potential.dim + potential.dim * (potential.dim + 1) // 2
+
+
+def solve_collocation(
+    problem: StepProblem, points: Particles, weights: Tensor, potential: ResNetPotential, *, max_iterations: int = 8
+) -> CollocationResult | None:
+    """Solve a step for the outer layer, linear and quadratic terms of a potential of depth 1, in place.
+
+    Starts from the potential as it is. The points carry positive weights (n,); those where F is infinite at the start
+    are left out. None where these are more than a few.
+    """
+    equation = _Equation(problem, points, weights, potential)
+    now = equation.start()
+    if now is None:
+        return None
+    before, n_sweeps = now.misfit, 0
+    while n_sweeps < max_iterations:
+        step, promised = equation.gauss_newton_step(now)
+        better = _line_search(equation, now, step) if promised < _WORTHWHILE * now.misfit else None
+        if better is None:
+            break
+        now, n_sweeps = better, n_sweeps + 1
+    equation.set(now.parameters)
+    return CollocationResult(before, now.misfit, n_sweeps)
+
+
+def _line_search(equation: _Equation, now: _Linearised, step: Tensor) -> _Linearised | None:
+    """The first point on the way of a Gauss-Newton step, halved again and again, that pays."""
+    size = 1.0
+    while size > _SHORTEST:
+        tried = equation.at(now.parameters + size * step)
+        if tried is not None and tried.misfit < (1.0 - 0.1 * size) * now.misfit:
+            return tried
+        size *= 0.5
+    return None
+
+
+class _Linearised(NamedTuple):
+    """F at some parameters: its misfit (nats), and what its derivative is made of."""
+
+    parameters: Tensor
+    residual: Tensor  # (n,), F less its weighted mean
+    misfit: float  # half the weighted variance of F
+    force: Tensor  # (n, d), grad V(T) + k grad phi
+    inverse: Tensor  # (n, d, d), DT^-1
+    slope: Tensor  # (n, 1), P'(rho')
+
+
+class _Equation:
+    """F and its derivative in the coefficients of ridge, linear and quadratic functions."""
+
+    def __init__(self, problem: StepProblem, points: Particles, weights: Tensor, potential: ResNetPotential) -> None:
+        self.problem, self.potential = problem, potential
+        self.z, self.log_rho, self.weights = points.x.double(), points.log_rho.double(), weights.double()
+        d = potential.dim
+        self.triangle = torch.triu_indices(d, d, device=points.x.device)
+        self.sizes = [potential.width, d, self.triangle.shape[1]]
+
+    def start(self) -> _Linearised | None:
+        """At the potential as it is, on the points where F is finite."""
+        quadratic = self.potential.quadratic_form()[self.triangle[0], self.triangle[1]]
+        parameters = torch.cat([self.potential.output, self.potential.linear, quadratic]).detach().double()
+        variation = self._variation(parameters)[0]
+        usable = variation.isfinite()
+        if float(self.weights[usable].sum()) < 0.98 * float(self.weights.sum()):
+            return None
+        self.z, self.log_rho, self.weights = self.z[usable], self.log_rho[usable], self.weights[usable]
+        self.weights = self.weights / self.weights.sum()
+        return self.at(parameters)
+
+    def set(self, parameters: Tensor) -> None:
+        """Give the potential these coefficients."""
+        output, linear, quadratic = parameters.split(self.sizes)
+        upper = torch.zeros(len(linear), len(linear)).to(parameters)
+        upper[self.triangle[0], self.triangle[1]] = quadratic
+        with torch.no_grad():
+            self.potential.output.copy_(output)
+        set_affine(self.potential, torch.triu(upper) + torch.triu(upper, 1).mT, linear)
+
+    def at(self, parameters: Tensor) -> _Linearised | None:
+        """None where F is not finite at some point."""
+        try:
+            variation, force, factor, slope = self._variation(parameters)
+        except TargetError:
+            return None
+        if not bool(variation.isfinite().all()):
+            return None
+        residual = variation - self.weights @ variation
+        misfit = 0.5 * float(self.weights @ residual.square())
+        return _Linearised(parameters, residual, misfit, force, torch.cholesky_inverse(factor), slope)
+
+    def gauss_newton_step(self, now: _Linearised) -> tuple[Tensor, float]:
+        """The change of the coefficients that removes the misfit to first order, and what it leaves (nats)."""
+        derivative = self._derivative(now)
+        root = self.weights.sqrt().unsqueeze(-1)
+        derivative = root * (derivative - self.weights @ derivative)
+        scale = derivative.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
+        derivative = derivative / scale
+        normal = derivative.mT @ derivative
+        normal.diagonal().add_(_RIDGE)
+        residual = root.squeeze(-1) * now.residual
+        step = -torch.linalg.solve(normal, derivative.mT @ residual)
+        return step / scale, 0.5 * float((residual + derivative @ step).square().sum())
+
+    @torch.no_grad()
+    def _variation(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """F (n,), NaN where the map folds; the force, the Cholesky factor of DT and P'."""
+        self.set(parameters)
+        potential, energy, k = self.potential, self.problem.energy, self.problem.stiffness
+        gradient, hessian = potential.gradient_and_hessian(self.z)
+        factor, log_det = cholesky_and_log_det(torch.eye(potential.dim).to(self.z) + hessian)
+        value, slope = self.problem.potential(self.z + gradient)
+        log_rho = self.log_rho - log_det
+        variation = value + energy.internal(log_rho) + energy.pressure_per_mass(log_rho)
+        variation = variation + k * (potential.value(self.z) + 0.5 * gradient.square().sum(-1))
+        return variation, slope + k * gradient, factor, energy.pressure_slope(log_rho).unsqueeze(-1)
+
+    @torch.no_grad()
+    def _derivative(self, now: _Linearised) -> Tensor:
+        """`(force . grad + k - P' tr(DT^-1 hess)) psi` at every point for every function psi, (n, p)."""
+        w, b, k = self.potential.weights[0], self.potential.biases[0], self.problem.stiffness
+        a = torch.addmm(b, self.z, w.mT)
+        tanh = torch.tanh(a)
+        squares = (w.unsqueeze(2) * w.unsqueeze(1)).flatten(1)
+        bend = now.inverse.flatten(1) @ squares.mT  # w' DT^-1 w
+        ridge = (now.force @ w.mT) * tanh + k * log_two_cosh(a) - now.slope * (1.0 - tanh.square()) * bend
+        linear = now.force + k * self.z
+        i, j = self.triangle
+        zi, zj = self.z[:, i], self.z[:, j]
+        quadratic = now.force[:, i] * zj + now.force[:, j] * zi + k * zi * zj - 2.0 * now.slope * now.inverse[:, i, j]
+        # the diagonal carries the factor 1/2 of z'Az/2
+        quadratic = quadratic * torch.where(i == j, 0.5, 1.0).to(quadratic)
+        return torch.cat([ridge, linear, quadratic], dim=1)

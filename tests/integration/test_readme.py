@@ -1,0 +1,25 @@
+"""The README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jkosampler import JKOSampler
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_examples_run(capsys: Any) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+        sampler = names["sampler"]
+        assert isinstance(sampler, JKOSampler)
+        assert sampler.converged_
+        assert capsys.readouterr().out.count("Verdict: trust these draws") == 1
+    assert names["draws"].shape == (4000, 2)
+    assert names["log_density"].shape == (4000,)
