@@ -31,6 +31,8 @@ __all__ = ["CollocationResult", "draw_ridge_functions", "n_functions", "solve_co
 _SLOPES = (0.3, 1.5)  # of the ridge functions, per whitened unit
 _KINKS = 4.0  # whitened distance from the centre within which they bend
 _RIDGE = 1e-8  # of the normalised normal equations: beyond it, coefficients grow without a better fit
+_FAR_POINTS, _FAR = 1000, (1.0, 3.0)  # and where they are, in radii of the points
+_PRICES = (1e-5, 1e-4, 1e-3)  # nats that a second derivative of one costs there, raised while the map folds there
 _SHORTEST = 1e-3  # fraction of a Gauss-Newton step
 _WORTHWHILE = 0.8  # fraction of the misfit that a Gauss-Newton step may leave and still be made
 
@@ -66,21 +68,33 @@ def solve_collocation(
     """Solve a step for the outer layer, linear and quadratic terms of a potential of depth 1, in place.
 
     Starts from the potential as it is. The points carry positive weights (n,); those where F is infinite at the start
-    are left out. None where these are more than a few.
+    are left out. None where these are more than a few, or where the map folds beyond the points whatever that costs.
     """
     equation = _Equation(problem, points, weights, potential)
-    now = equation.start()
-    if now is None:
+    start = equation.start()
+    if start is None:
         return None
-    before, n_sweeps = now.misfit, 0
-    while n_sweeps < max_iterations:
+    total = 0
+    for price in _PRICES:
+        equation.far_bends = price**0.5 * equation.unpriced_far_bends
+        end, n_sweeps = _gauss_newton(equation, start, max_iterations)
+        total += n_sweeps
+        equation.set(end.parameters)
+        if not equation.folds_beyond():
+            return CollocationResult(start.misfit, end.misfit, total)
+    return None
+
+
+def _gauss_newton(equation: _Equation, start: _Linearised, max_iterations: int) -> tuple[_Linearised, int]:
+    """Sweeps until they bring little, and how many."""
+    now = start = equation.priced(start)
+    for sweep in range(max_iterations):
         step, promised = equation.gauss_newton_step(now)
-        better = _line_search(equation, now, step) if promised < _WORTHWHILE * now.misfit else None
+        better = _line_search(equation, now, step) if promised < _WORTHWHILE * now.objective else None
         if better is None:
-            break
-        now, n_sweeps = better, n_sweeps + 1
-    equation.set(now.parameters)
-    return CollocationResult(before, now.misfit, n_sweeps)
+            return now, sweep
+        now = better
+    return now, max_iterations
 
 
 def _line_search(equation: _Equation, now: _Linearised, step: Tensor) -> _Linearised | None:
@@ -88,18 +102,19 @@ def _line_search(equation: _Equation, now: _Linearised, step: Tensor) -> _Linear
     size = 1.0
     while size > _SHORTEST:
         tried = equation.at(now.parameters + size * step)
-        if tried is not None and tried.misfit < (1.0 - 0.1 * size) * now.misfit:
+        if tried is not None and tried.objective < (1.0 - 0.1 * size) * now.objective:
             return tried
         size *= 0.5
     return None
 
 
 class _Linearised(NamedTuple):
-    """F at some parameters: its misfit (nats), and what its derivative is made of."""
+    """F at some parameters: its misfit (nats), that and the price of far bends, and what the derivative is made of."""
 
     parameters: Tensor
     residual: Tensor  # (n,), F less its weighted mean
     misfit: float  # half the weighted variance of F
+    objective: float
     force: Tensor  # (n, d), grad V(T) + k grad phi
     inverse: Tensor  # (n, d, d), DT^-1
     slope: Tensor  # (n, 1), P'(rho')
@@ -114,6 +129,8 @@ class _Equation:
         d = potential.dim
         self.triangle = torch.triu_indices(d, d, device=points.x.device)
         self.sizes = [potential.width, d, self.triangle.shape[1]]
+        self.far, self.unpriced_far_bends = self._far_bends()
+        self.far_bends = self.unpriced_far_bends
 
     def start(self) -> _Linearised | None:
         """At the potential as it is, on the points where F is finite."""
@@ -126,6 +143,24 @@ class _Equation:
         self.z, self.log_rho, self.weights = self.z[usable], self.log_rho[usable], self.weights[usable]
         self.weights = self.weights / self.weights.sum()
         return self.at(parameters)
+
+    @torch.no_grad()
+    def _far_bends(self) -> tuple[Tensor, Tensor]:
+        """Points beyond those of the equation (k, d), and second derivatives of the functions there, each in one
+        direction, over the root of k (k, p).
+        """
+        potential, generator = self.potential, torch.Generator().manual_seed(0)
+        d, n = potential.dim, _FAR_POINTS
+        normal = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+        position, direction = (normal / normal.norm(dim=-1, keepdim=True)).to(self.z)
+        near, end = _FAR
+        radius = self.z.norm(dim=1).max() * (near + (end - near) * torch.rand(n, 1, generator=generator).to(self.z))
+        w = potential.weights[0]
+        far = radius * position
+        a = torch.addmm(potential.biases[0], far, w.mT)
+        ridge = (1.0 - torch.tanh(a).square()) * (direction @ w.mT).square()
+        rest = torch.zeros(n, sum(self.sizes[1:])).to(ridge)
+        return far, torch.cat([ridge, rest], dim=1) / math.sqrt(n)
 
     def set(self, parameters: Tensor) -> None:
         """Give the potential these coefficients."""
@@ -146,18 +181,31 @@ class _Equation:
             return None
         residual = variation - self.weights @ variation
         misfit = 0.5 * float(self.weights @ residual.square())
-        return _Linearised(parameters, residual, misfit, force, torch.cholesky_inverse(factor), slope)
+        return self.priced(_Linearised(parameters, residual, misfit, 0.0, force, torch.cholesky_inverse(factor), slope))
+
+    def priced(self, now: _Linearised) -> _Linearised:
+        """The same with the objective of the present price."""
+        price = 0.5 * float((self.far_bends @ now.parameters).square().sum())
+        return now._replace(objective=now.misfit + price)
+
+    @torch.no_grad()
+    def folds_beyond(self) -> bool:
+        """Whether the map folds at a far point."""
+        hessian = self.potential.hessian(self.far)
+        log_det = cholesky_and_log_det(torch.eye(self.potential.dim).to(hessian) + hessian)[1]
+        return not bool(log_det.isfinite().all())
 
     def gauss_newton_step(self, now: _Linearised) -> tuple[Tensor, float]:
-        """The change of the coefficients that removes the misfit to first order, and what it leaves (nats)."""
+        """The change of the coefficients that removes the objective to first order, and what it leaves (nats)."""
         derivative = self._derivative(now)
         root = self.weights.sqrt().unsqueeze(-1)
         derivative = root * (derivative - self.weights @ derivative)
         scale = derivative.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
         derivative = derivative / scale
+        derivative = torch.cat([derivative, self.far_bends / scale])
+        residual = torch.cat([root.squeeze(-1) * now.residual, self.far_bends @ now.parameters])
         normal = derivative.mT @ derivative
         normal.diagonal().add_(_RIDGE)
-        residual = root.squeeze(-1) * now.residual
         step = -torch.linalg.solve(normal, derivative.mT @ residual)
         return step / scale, 0.5 * float((residual + derivative @ step).square().sum())
 

@@ -152,4 +152,18 @@ def test_ridge_functions_are_reproducible_and_cover_the_law() -> None:
     assert 1.4 < float(slopes.max()) <= 1.5
     kinks = first.biases[0].detach().abs() / slopes
     assert 3.9 < float(kinks.max()) <= 4.0
-    assert float(first.output.abs().max()) == 0.0
+    assert float(first.output.detach().abs().max()) == 0.0
+
+
+def test_the_map_does_not_fold_beyond_the_points() -> None:
+    rippled = KL(lambda x: -0.5 * x.square().sum(-1) - 0.3 * (1.5 * x[:, 0]).cos() * x[:, 1].tanh())
+    problem, points, weights = small_problem(rippled, 2500, tau=10.0)
+    potential = ridge_potential(width=200)
+    result = solve_collocation(problem, points, weights, potential)
+    assert result is not None
+    assert result.after < 1e-3 * result.before
+    direction = torch.randn(4000, 2, generator=seeded(1), dtype=torch.float64)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    for radius in (4.0, 6.0, 9.0, 14.0):
+        least = torch.linalg.eigvalsh(potential.hessian(radius * direction).detach())[:, 0].min()
+        assert float(least) > -0.95
