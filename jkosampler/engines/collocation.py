@@ -17,6 +17,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from scipy.stats import chi
 from torch import Tensor
 
 from jkosampler.engines.affine import set_affine
@@ -33,6 +34,7 @@ _KINKS = 4.0  # whitened distance from the centre within which they bend
 _RIDGE = 1e-8  # of the normalised normal equations: beyond it, coefficients grow without a better fit
 _FAR_POINTS, _FAR = 1000, (1.0, 3.0)  # and where they are, in radii of the points
 _PRICES = (1e-5, 1e-4, 1e-3)  # nats that a second derivative of one costs there, raised while the map folds there
+_TAIL_FROM = 0.865  # share of a Gaussian within the radius where defended tails begin; 2 in two dimensions
 _SHORTEST = 1e-3  # fraction of a Gauss-Newton step
 _WORTHWHILE = 0.8  # fraction of the misfit that a Gauss-Newton step may leave and still be made
 
@@ -68,7 +70,7 @@ def solve_collocation(
     """Solve a step for the outer layer, linear and quadratic terms of a potential of depth 1, in place.
 
     Starts from the potential as it is. The points carry positive weights (n,); those where F is infinite at the start
-    are left out. None where these are more than a few, or where the map folds beyond the points whatever that costs.
+    are left out. None where these are more than a few.
     """
     equation = _Equation(problem, points, weights, potential)
     start = equation.start()
@@ -79,10 +81,11 @@ def solve_collocation(
         equation.far_bends = price**0.5 * equation.unpriced_far_bends
         end, n_sweeps = _gauss_newton(equation, start, max_iterations)
         total += n_sweeps
-        equation.set(end.parameters)
-        if not equation.folds_beyond():
-            return CollocationResult(start.misfit, end.misfit, total)
-    return None
+        if not equation.folds_beyond(end):
+            break
+    defended, n_sweeps = _gauss_newton(equation, equation.defended(end), max_iterations)
+    equation.set(end.parameters if equation.folds_beyond(defended) else defended.parameters)
+    return CollocationResult(start.misfit, end.misfit, total + n_sweeps)
 
 
 def _gauss_newton(equation: _Equation, start: _Linearised, max_iterations: int) -> tuple[_Linearised, int]:
@@ -131,6 +134,7 @@ class _Equation:
         self.sizes = [potential.width, d, self.triangle.shape[1]]
         self.far, self.unpriced_far_bends = self._far_bends()
         self.far_bends = self.unpriced_far_bends
+        self.tilt: Tensor | None = None
 
     def start(self) -> _Linearised | None:
         """At the potential as it is, on the points where F is finite."""
@@ -179,9 +183,21 @@ class _Equation:
             return None
         if not bool(variation.isfinite().all()):
             return None
+        if self.tilt is not None:
+            variation = variation - self.tilt
         residual = variation - self.weights @ variation
         misfit = 0.5 * float(self.weights @ residual.square())
         return self.priced(_Linearised(parameters, residual, misfit, 0.0, force, torch.cholesky_inverse(factor), slope))
+
+    def defended(self, now: _Linearised) -> _Linearised:
+        """The same for an equation with heavier tails: importance weights then fall where the errors grow.
+
+        F is to exceed its constant, and with it the log density that of the target, by as much as the equation is
+        in error, times the squared distance into the tails.
+        """
+        radius = self.z.norm(dim=1) - chi.ppf(_TAIL_FROM, self.potential.dim)
+        self.tilt = math.sqrt(2.0 * now.misfit) * radius.clamp(min=0.0).square()
+        return self.at(now.parameters) or now
 
     def priced(self, now: _Linearised) -> _Linearised:
         """The same with the objective of the present price."""
@@ -189,8 +205,9 @@ class _Equation:
         return now._replace(objective=now.misfit + price)
 
     @torch.no_grad()
-    def folds_beyond(self) -> bool:
+    def folds_beyond(self, now: _Linearised) -> bool:
         """Whether the map folds at a far point."""
+        self.set(now.parameters)
         hessian = self.potential.hessian(self.far)
         log_det = cholesky_and_log_det(torch.eye(self.potential.dim).to(hessian) + hessian)[1]
         return not bool(log_det.isfinite().all())

@@ -167,3 +167,19 @@ def test_the_map_does_not_fold_beyond_the_points() -> None:
     for radius in (4.0, 6.0, 9.0, 14.0):
         least = torch.linalg.eigvalsh(potential.hessian(radius * direction).detach())[:, 0].min()
         assert float(least) > -0.95
+
+
+def test_tails_are_defended_by_the_error_of_the_equation() -> None:
+    def log_target(x: Tensor) -> Tensor:
+        return -0.5 * x.square().sum(-1) - 0.3 * (2.0 * x[:, 0]).cos()
+
+    problem, points, _ = small_problem(KL(log_target), 3000, tau=1e4)
+    potential = ridge_potential(width=30)  # few, so that there is an error to see
+    result = solve_collocation(problem, points, torch.ones(3000), potential)
+    assert result is not None
+    assert 1e-6 < result.after < 0.1 * result.before
+    found = _Equation(problem, points, torch.ones(3000), potential).start()
+    assert found is not None
+    radius = points.x.norm(dim=1)
+    far, near = found.residual[radius > 3.5], found.residual[radius < 2.0]
+    assert float(far.mean() - near.mean()) > 0.5 * (2.0 * result.after) ** 0.5
