@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -183,6 +184,7 @@ def test_starting_particles_with_and_without_their_law():
 
 
 def test_box_start_is_smoothed_and_said_so(caplog):
+    caplog.set_level(logging.WARNING, logger="jkosampler")
     box = laws.Uniform([-2.0, -2.0], [2.0, 2.0])
     sampler = JKOSampler(banana, initial=box, n_steps=1, **QUICK).fit()
     assert "jumps at its edge" in sampler.history_[0].note

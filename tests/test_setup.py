@@ -161,6 +161,7 @@ def test_energy_knows_the_dimension_of_its_target():
 
 
 def test_a_replaced_start_is_logged_under_the_package(caplog):
+    caplog.set_level(logging.WARNING, logger="jkosampler")
     box = laws.Uniform([-2.0, -2.0], [2.0, 2.0])
     quick(initial=box, step_size=None, n_steps=0).fit()
     assert [record.name.split(".")[0] for record in caplog.records] == ["jkosampler"]
