@@ -15,6 +15,7 @@ import torch
 from sklearn.utils import Bunch
 
 from jkosampler._inputs import torch_scope, whole_number
+from jkosampler._probes import look_outside
 from jkosampler._setup import Setup
 from jkosampler.diagnostics import Report, estimate_stationarity, report_from_log_weights
 from jkosampler.engines import State
@@ -72,10 +73,10 @@ class FitResult:
         """The report behind the fitted attributes, for a `log_target`; its draws leave the sampler's stream alone."""
         if self.setup.target is None:
             return None
-        return self.report(_FINAL_DRAWS, torch.Generator().manual_seed(self._spare_seed))
+        return self.report(_FINAL_DRAWS, torch.Generator().manual_seed(self._spare_seed), probes=False)
 
-    def report(self, n: int, generator: torch.Generator) -> Report:
-        """The law against the target at n fresh draws, but for those where a map folds.
+    def report(self, n: int, generator: torch.Generator, *, probes: bool = True) -> Report:
+        """The law against the target at n fresh draws, but for those where a map folds, and a look from outside.
 
         Raises
         ------
@@ -95,6 +96,9 @@ class FitResult:
                     "fit again with a smaller step_size or more n_particles."
                 )
             potential, gradient = energy.potential(particles.x)
+            missing = self.state.missing_evidence
+            if probes and missing is None:
+                missing = look_outside(self.setup, self.flow, particles, generator)
             log_weights = (-potential - particles.log_rho).cpu().double().numpy()
             residual = None
             if particles.score is not None and len(particles) > dim:
@@ -107,7 +111,7 @@ class FitResult:
             converged=self.state.converged,
             dim=dim,
             n_undefined=n - len(particles),
-            missing_evidence=getattr(self.state, "missing_evidence", None),
+            missing_evidence=missing,
         )
 
 

@@ -84,6 +84,20 @@ class FittedFlow:
                 raise inversion_error(x, i * _CHUNK + torch.as_tensor(error.indices)) from error
         return torch.cat(parts)
 
+    def log_density_where_defined(self, x: Tensor) -> Tensor:
+        """Log density (n,) of the last law at x (n, d); -inf where a map can't be inverted."""
+        log_density = torch.full_like(x[:, 0], -torch.inf)
+        rows = torch.arange(len(x), device=x.device)
+        for _ in range(len(self.maps) + 1):  # each map may refuse some
+            try:
+                log_density[rows] = self.log_density(x[rows], t=None)
+                break
+            except MapInversionError as error:
+                kept = torch.ones(len(rows), dtype=torch.bool, device=x.device)
+                kept[torch.as_tensor(error.indices, device=x.device)] = False
+                rows = rows[kept]
+        return log_density
+
     def particles(self, n: int, generator: torch.Generator) -> Particles:
         """n independent draws of the last law with their log densities and scores."""
         particles = Particles.draw(self.start if self.maps else self.law, n, generator)

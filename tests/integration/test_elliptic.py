@@ -103,6 +103,7 @@ def test_twice_the_noise(seed):
     assert exact_elliptic(noise_std=0.2)["log_evidence"] - report.elbo <= 0.005
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_plateau_is_found_or_warned_of(seed):

@@ -1,0 +1,89 @@
+"""A look from outside the fitted law: is there mass where its own draws never come?
+
+Importance weights at the draws of a law can't see what the draws don't reach. Half of the draws are therefore taken
+from a wider law, the probe, and weighted by the mixture of both, `w = gamma / ((q + probe) / 2)`. Where the law is
+right these estimate the evidence that it estimates itself, with weights that are never above twice its own; where the
+target has mass that the law lacks, they estimate more. Probes are the law that the fit started from, the prior, and
+Gaussians wider than the law. What none of them reaches stays unseen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jkosampler._setup import Setup
+from jkosampler.errors import TargetError
+from jkosampler.flow import FittedFlow
+from jkosampler.laws import Gaussian, Law
+from jkosampler.particles import Particles
+
+__all__ = ["look_outside"]
+
+_DRAWS = 4000  # of each probe, at most
+_WIDER = (3.0, 8.0, 20.0)  # standard deviations of the law
+_SIGNIFICANT = 4.0  # standard errors
+_MATERIAL = 0.01  # of the mass
+
+
+def look_outside(setup: Setup, flow: FittedFlow, inside: Particles, generator: torch.Generator) -> str | None:
+    """A sentence that names the mass which a probe has found and the law lacks; None where none has.
+
+    Parameters
+    ----------
+    setup : Setup
+        The problem, with a target.
+    flow : FittedFlow
+        The fitted law.
+    inside : Particles
+        Draws of the last law, with their densities.
+    generator : torch.Generator
+        Source of the probes' draws.
+    """
+    some = inside[:_DRAWS]
+    found = []
+    for name, probe in _probes(setup, inside.x):
+        excess, error = _excess(setup, flow, some, probe, generator)
+        if excess > max(_SIGNIFICANT * error, _MATERIAL):
+            found.append((excess, name))
+    if not found:
+        return None
+    excess, name = max(found)
+    return (
+        f"a look from outside, by draws of {name}, finds mass that the law lacks, {excess:.1%} of the target's or more."
+    )
+
+
+def _probes(setup: Setup, x: Tensor) -> list[tuple[str, Law]]:
+    mean, covariance = x.mean(0), torch.cov(x.mT).reshape(setup.dim, setup.dim)
+    wider = [(f"a Gaussian {factor:g} times as wide", Gaussian(mean, factor**2 * covariance)) for factor in _WIDER]
+    probes: list[tuple[str, Law]] = [("the initial law", setup.problem.law), *wider]
+    if setup.target is not None and setup.target.prior is not None:
+        probes.append(("the prior", setup.target.prior))
+    return [(name, law.to(setup.dtype, setup.device)) for name, law in probes]
+
+
+def _excess(
+    setup: Setup, flow: FittedFlow, inside: Particles, probe: Law, generator: torch.Generator
+) -> tuple[float, float]:
+    """Share of the target's mass that the law lacks as the probe sees it, and its standard error."""
+    outside = probe.sample((len(inside),), generator=generator)
+    try:
+        log_target = [-setup.problem.energy.potential(x)[0] for x in (inside.x, outside)]
+    except TargetError:  # the probe has found where the target fails, not where it has mass
+        return 0.0, float("inf")
+    log_law = [inside.log_rho, flow.log_density_where_defined(outside)]
+    own = (log_target[0] - log_law[0]).cpu().double().numpy()
+    top = own.max()
+    if not np.isfinite(top):
+        return 0.0, float("inf")
+    halves = [
+        np.exp((target - torch.logaddexp(law, probe.log_prob(x)) + np.log(2.0)).cpu().double().numpy() - top)
+        for target, law, x in zip(log_target, log_law, (inside.x, outside), strict=True)
+    ]
+    own = np.exp(own - top)
+    both = 0.5 * (halves[0].mean() + halves[1].mean())
+    # The law's own estimate and the first half share their draws, so that their noise cancels in the difference.
+    noise = np.sqrt((0.5 * halves[0] - own).var() + 0.25 * halves[1].var()) / len(inside) ** 0.5
+    return float((both - own.mean()) / both), float(noise / both)
