@@ -27,7 +27,9 @@ _SIGNIFICANT = 4.0  # standard errors
 _MATERIAL = 0.01  # of the mass
 
 
-def look_outside(setup: Setup, flow: FittedFlow, inside: Particles, generator: torch.Generator) -> str | None:
+def look_outside(
+    setup: Setup, flow: FittedFlow, inside: Particles, log_target: Tensor, generator: torch.Generator
+) -> str | None:
     """A sentence that names the mass which a probe has found and the law lacks; None where none has.
 
     Parameters
@@ -38,13 +40,15 @@ def look_outside(setup: Setup, flow: FittedFlow, inside: Particles, generator: t
         The fitted law.
     inside : Particles
         Draws of the last law, with their densities.
+    log_target : Tensor (n,)
+        The log target at these draws.
     generator : torch.Generator
         Source of the probes' draws.
     """
-    some = inside[:_DRAWS]
+    some, log_target = inside[:_DRAWS], log_target[:_DRAWS]
     found = []
     for name, probe in _probes(setup, inside.x):
-        excess, error = _excess(setup, flow, some, probe, generator)
+        excess, error = _excess(setup, flow, some, log_target, probe, generator)
         if excess > max(_SIGNIFICANT * error, _MATERIAL):
             found.append((excess, name))
     if not found:
@@ -65,22 +69,22 @@ def _probes(setup: Setup, x: Tensor) -> list[tuple[str, Law]]:
 
 
 def _excess(
-    setup: Setup, flow: FittedFlow, inside: Particles, probe: Law, generator: torch.Generator
+    setup: Setup, flow: FittedFlow, inside: Particles, log_target: Tensor, probe: Law, generator: torch.Generator
 ) -> tuple[float, float]:
     """Share of the target's mass that the law lacks as the probe sees it, and its standard error."""
     outside = probe.sample((len(inside),), generator=generator)
     try:
-        log_target = [-setup.problem.energy.potential(x)[0] for x in (inside.x, outside)]
+        log_targets = [log_target, -setup.problem.energy.potential(outside)[0]]
     except TargetError:  # the probe has found where the target fails, not where it has mass
         return 0.0, float("inf")
     log_law = [inside.log_rho, flow.log_density_where_defined(outside)]
-    own = (log_target[0] - log_law[0]).cpu().double().numpy()
+    own = (log_target - inside.log_rho).cpu().double().numpy()
     top = own.max()
     if not np.isfinite(top):
         return 0.0, float("inf")
     halves = [
         np.exp((target - torch.logaddexp(law, probe.log_prob(x)) + np.log(2.0)).cpu().double().numpy() - top)
-        for target, law, x in zip(log_target, log_law, (inside.x, outside), strict=True)
+        for target, law, x in zip(log_targets, log_law, (inside.x, outside), strict=True)
     ]
     own = np.exp(own - top)
     both = 0.5 * (halves[0].mean() + halves[1].mean())

@@ -98,7 +98,7 @@ class FitResult:
             potential, gradient = energy.potential(particles.x)
             missing = self.state.missing_evidence
             if probes and missing is None:
-                missing = look_outside(self.setup, self.flow, particles, generator)
+                missing = look_outside(self.setup, self.flow, particles, -potential, generator)
             log_weights = (-potential - particles.log_rho).cpu().double().numpy()
             residual = None
             if particles.score is not None and len(particles) > dim:

@@ -18,12 +18,13 @@ def two_modes(share: float, distance: float) -> laws.Mixture:
     return laws.Mixture([1.0 - share, share], parts)
 
 
-def seen_from(law: laws.Law, log_target: object, seed: int = 0) -> str | None:
+def seen_from(law: laws.Law, target: object, seed: int = 0) -> str | None:
     """What the probes say of a law that is not fitted at all: a sampler of zero steps."""
-    sampler = JKOSampler(log_target, dim=2, initial=law, n_steps=0, random_state=0, progress=False).fit()
+    sampler = JKOSampler(target, dim=2, initial=law, n_steps=0, random_state=0, progress=False).fit()
     fitted, generator = sampler._fitted, torch.Generator().manual_seed(seed)
     inside = Particles.draw(law.to(torch.float64, "cpu"), 4000, generator)
-    return look_outside(fitted.setup, fitted.flow, inside, generator)
+    log_target = -fitted.setup.problem.energy.potential(inside.x)[0]
+    return look_outside(fitted.setup, fitted.flow, inside, log_target, generator)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4])
