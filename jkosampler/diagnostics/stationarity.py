@@ -50,13 +50,8 @@ def stationarity(relative_score: np.ndarray, covariance: np.ndarray) -> float:
 class Stationarity(NamedTuple):
     """A relative Fisher information and its Monte Carlo standard error.
 
-    Attributes
-    ----------
-    value : float
-        The mean of g' C g over the draws, >= 0.
-    standard_error : float
-        Of that mean; NaN for one draw. Where a few draws decide the mean it is of the size of `value`, and too
-        small more often than not.
+    The value is the mean of g' C g over the draws, >= 0. The error is NaN for one draw; where a few draws decide the
+    mean it is of the size of the value, and too small more often than not.
     """
 
     value: float
