@@ -1,6 +1,6 @@
 """The elliptic inverse problem against its exact posterior: accuracy, evaluations and CPU time over seeds.
 
-    python benchmarks/elliptic.py [--seeds 0 1 2] [--cases paper prior noise-0.2 noise-0.5] [--out FILE.json]
+    python benchmarks/elliptic.py [--seeds 0 1 2] [--cases paper prior noise-0.2 noise-0.5] [--networks] [--out FILE.json]
 
 Prints a Markdown table and writes JSON. Exact answers are the quadratures of `tests/reference_elliptic.py`. The CPU
 time stands beside that of a fixed reference computation in the same process (1000 float32 products of 1000 x 64 by
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jkosampler import JKOSampler, forward, laws
+from jkosampler import JKOSampler, engines, forward, laws
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference_elliptic import exact_elliptic
@@ -47,10 +47,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    arguments.add_argument("--networks", action="store_true", help="train a network where collocation would do")
     arguments.add_argument("--out", type=Path, default=Path("build/benchmarks/elliptic.json"))
     chosen = arguments.parse_args()
     logging.getLogger("jkosampler").setLevel(logging.ERROR)
-    rows = [run(case, seed) for case in chosen.cases for seed in chosen.seeds]
+    engine = engines.Lagrangian(n_ridges=0 if chosen.networks else None)
+    rows = [run(case, seed, engine) for case in chosen.cases for seed in chosen.seeds]
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(rows, indent=1))
     print("| case | seed | " + " | ".join(COLUMNS.values()) + " | verdict |")
@@ -60,12 +62,12 @@ def main() -> None:
         print(f"| {row['case']} | {row['seed']} | " + " | ".join(cells) + f" | {row['verdict']} |")
 
 
-def run(case: str, seed: int) -> dict[str, float | int | str]:
+def run(case: str, seed: int, engine: engines.Lagrangian) -> dict[str, float | int | str]:
     noise, from_paper = CASES[case]
     exact = exact_elliptic(noise_std=noise, prior_std=PRIOR_STD)
     problem = forward.EllipticBVP().posterior(y=Y, noise_std=noise, prior_std=PRIOR_STD)
     start = laws.Product([laws.Normal(0.0, 1.0), laws.Uniform(90.0, 110.0)]) if from_paper else None
-    sampler = JKOSampler(problem, metric="kalman", initial=start, random_state=seed, progress=False)
+    sampler = JKOSampler(problem, metric="kalman", initial=start, engine=engine, random_state=seed, progress=False)
     reference = reference_computation()
     began = time.process_time()
     sampler.fit()

@@ -75,7 +75,7 @@ def _excess(
     outside = probe.sample((len(inside),), generator=generator)
     try:
         log_targets = [log_target, -setup.problem.energy.potential(outside)[0]]
-    except TargetError:  # the probe has found where the target fails, not where it has mass
+    except (TargetError, RuntimeError):  # the probe has found where the target fails, not where it has mass
         return 0.0, float("inf")
     log_law = [inside.log_rho, flow.log_density_where_defined(outside)]
     own = (log_target - inside.log_rho).cpu().double().numpy()

@@ -18,6 +18,7 @@ from jkosampler._inputs import torch_scope, whole_number
 from jkosampler._probes import look_outside
 from jkosampler._setup import Setup
 from jkosampler.diagnostics import Report, estimate_stationarity, report_from_log_weights
+from jkosampler.diagnostics.from_weights import FEWEST_DRAWS
 from jkosampler.engines import State
 from jkosampler.errors import FitError, NotFittedError
 from jkosampler.flow import FittedFlow
@@ -25,7 +26,6 @@ from jkosampler.flow import FittedFlow
 __all__ = ["FitResult", "FittedAttributes"]
 
 _FINAL_DRAWS = 4000  # behind log_evidence_, pareto_k_ and ess_
-_FEWEST_DRAWS = 25  # k-hat needs as many
 
 
 class FitResult:
@@ -85,12 +85,12 @@ class FitResult:
         FitError
             The law has a density at too few of its own draws.
         """
-        n = whole_number(n, "n", _FEWEST_DRAWS)
+        n = whole_number(n, "n", FEWEST_DRAWS)
         energy, dim = self.setup.problem.energy, self.setup.dim
         with torch_scope(self.setup.engine.threads):
             particles = self.flow.particles(n, generator)
             particles = particles[particles.log_rho.isfinite() & particles.x.isfinite().all(1)]
-            if len(particles) < _FEWEST_DRAWS:
+            if len(particles) < FEWEST_DRAWS:
                 raise FitError(
                     f"the maps of the fit fold at {n - len(particles)} of {n} draws, where the law has no density: "
                     "fit again with a smaller step_size or more n_particles."

@@ -101,9 +101,7 @@ class FittedFlow:
     def particles(self, n: int, generator: torch.Generator) -> Particles:
         """n independent draws of the last law with their log densities and scores."""
         particles = Particles.draw(self.start if self.maps else self.law, n, generator)
-        for step in self.maps:
-            particles = particles.push(step)
-        return particles
+        return particles.push_all(self.maps)
 
     def _log_density(self, x: Tensor, t: float | None) -> Tensor:
         law, path = self._path(t)

@@ -12,10 +12,10 @@ from jkosampler.diagnostics.report import NEARLY_EQUAL, REFIT, REWEIGHT, TAIL_WA
 from jkosampler.diagnostics.stationarity import Stationarity
 from jkosampler.errors import ArgumentError
 
-__all__ = ["report_from_log_weights"]
+__all__ = ["FEWEST_DRAWS", "report_from_log_weights"]
 
 # Fewer draws leave fewer than five in the tail (n/5), and k-hat says nothing.
-_FEWEST_DRAWS = 25
+FEWEST_DRAWS = 25
 
 
 def report_from_log_weights(
@@ -47,7 +47,7 @@ def report_from_log_weights(
     n_undefined : int
         Draws at which the law's own density is undefined because a map folds; `log_weights` leaves them out.
     missing_evidence : str, optional
-        A sentence, when an earlier law of the fit has shown mass that the last one lacks.
+        A sentence, when something else than these draws has shown mass that the law lacks.
 
     Raises
     ------
@@ -84,9 +84,9 @@ def report_from_log_weights(
 
 
 def _refuse_few(n: int, n_undefined: int) -> None:
-    if n < _FEWEST_DRAWS:
+    if n < FEWEST_DRAWS:
         of = f" ({n_undefined} more have no density, where the fitted law folds)" if n_undefined else ""
-        raise ArgumentError(f"n={n} is too few draws for a verdict{of}: take at least {_FEWEST_DRAWS}, better 4000.")
+        raise ArgumentError(f"n={n} is too few draws for a verdict{of}: take at least {FEWEST_DRAWS}, better 4000.")
 
 
 def _with_error(stationarity: Stationarity | float | None) -> Stationarity:

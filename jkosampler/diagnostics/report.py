@@ -10,7 +10,7 @@
 * stationarity I: of a target as log-concave as the Gaussian of the draws' covariance, KL <= I / 2 and no mean is
   off by more than sqrt(I) sd (log-Sobolev and Talagrand inequalities). No such constant is known of a user's
   target, so that I condemns draws but bounds nothing;
-* convergence of the fit, folded maps, mass that earlier laws have seen, and whatever the caller warns of.
+* convergence of the fit, folded maps, mass that was seen elsewhere, and whatever the caller warns of.
 
 The builder is `from_weights`. numpy only.
 """
@@ -32,7 +32,7 @@ _STATIONARY_PER_DIM, _FAR_PER_DIM = 0.1, 0.25
 # in the averages, and k-hat speaks only of what lies beyond the draws.
 NEARLY_EQUAL = 2.0
 _BLIND_SPOT = (
-    "No number here sees a mode that no draw reached: compare the log evidence of a fit with a wider `initial` "
+    "No number here sees a mode that nothing has reached: compare the log evidence of a fit with a wider `initial` "
     "or another `random_state`."
 )
 _TAILS = "the tails beyond the draws, and the error bar of the log evidence, are not certified"
@@ -83,7 +83,7 @@ class Report:
     n_undefined : int
         Draws, besides the n, at which the law's own density is undefined because a map folds.
     missing_evidence : str or None
-        What an earlier law of the fit has shown of mass that the last one lacks.
+        What an earlier law of the fit, or a look from outside, has shown of mass that the law lacks.
     kl_estimate : float
         KL(draws | target), nats: log evidence - ELBO. As blind as these to what no draw reached.
     pareto_k_threshold : float
@@ -205,7 +205,7 @@ class Report:
             reason = f"stationarity {_number(self.stationarity)} is {times:.2g} times its limit"
             found.append((f"{reason}, so that they may miss part of the target", _REFINE))
         if self.missing_evidence is not None:
-            found.append(("they lack mass that an earlier law of the fit has seen, see the warnings", REFIT[:2]))
+            found.append(("they lack mass that was seen elsewhere, see the warnings", REFIT[:2]))
         if self.n_undefined > _BAD_FRACTION * (self.n + self.n_undefined):
             found.append(("the fitted law folds", REFIT))
         return found

@@ -68,12 +68,13 @@ def solve_affine(problem: StepProblem, particles: Particles, weights: Tensor, *,
     TargetError
         The target fails at the particles themselves; where it only fails further away, the search backs off.
     """
-    inside = problem.potential(particles.x)[0] != torch.inf
+    value, gradient = problem.potential(particles.x)
+    inside = value != torch.inf
     if not bool(inside.all()):  # where no mass may be there is no slope to follow; the rest shows the way
-        particles, weights = particles[inside], weights[inside] / weights[inside].sum()
+        particles, weights, gradient = particles[inside], weights[inside] / weights[inside].sum(), gradient[inside]
     objective = _AffineObjective(problem, particles, weights)
     objective(objective.best_at)
-    guess = _gaussian_step(problem, particles, weights) if np.isfinite(objective.first) else None
+    guess = _gaussian_step(problem, particles, weights, gradient) if np.isfinite(objective.first) else None
     if guess is not None:
         objective(objective.pack(*guess))
     minimize(
@@ -88,7 +89,9 @@ def solve_affine(problem: StepProblem, particles: Particles, weights: Tensor, *,
     return AffineSolution(exponent, shift, objective.decrease)
 
 
-def _gaussian_step(problem: StepProblem, particles: Particles, weights: Tensor) -> tuple[Tensor, Tensor] | None:
+def _gaussian_step(
+    problem: StepProblem, particles: Particles, weights: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor] | None:
     """Q and b of the exact step of a Gaussian of these moments in the mean quadratic potential: a guess.
 
     Stein's identity `E[grad V s'] = -E[hess V]` gives the mean Hessian H. With k the stiffness, p the pressure and S
@@ -97,7 +100,7 @@ def _gaussian_step(problem: StepProblem, particles: Particles, weights: Tensor) 
     pressure = float(weights @ problem.energy.pressure_per_mass(particles.log_rho))
     if particles.score is None or not pressure > 0.0:
         return None
-    gradient, z, score = (y.double() for y in (problem.potential(particles.x)[1], particles.x, particles.score))
+    gradient, z, score = (y.double() for y in (gradient, particles.x, particles.score))
     weights, k = weights.double(), problem.stiffness
     mean, covariance = weighted_moments(z, weights)
     hessian = -(gradient * weights.unsqueeze(-1)).mT @ score

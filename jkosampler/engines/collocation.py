@@ -78,7 +78,7 @@ def solve_collocation(
         return None
     total = 0
     for price in _PRICES:
-        equation.far_bends = price**0.5 * equation.unpriced_far_bends
+        equation.price = price
         end, n_sweeps = _gauss_newton(equation, start, max_iterations)
         total += n_sweeps
         if not equation.folds_beyond(end):
@@ -90,7 +90,7 @@ def solve_collocation(
 
 def _gauss_newton(equation: _Equation, start: _Linearised, max_iterations: int) -> tuple[_Linearised, int]:
     """Sweeps until they bring little, and how many."""
-    now = start = equation.priced(start)
+    now = equation.priced(start)
     for sweep in range(max_iterations):
         step, promised = equation.gauss_newton_step(now)
         better = _line_search(equation, now, step) if promised < _WORTHWHILE * now.objective else None
@@ -132,21 +132,21 @@ class _Equation:
         d = potential.dim
         self.triangle = torch.triu_indices(d, d, device=points.x.device)
         self.sizes = [potential.width, d, self.triangle.shape[1]]
-        self.far, self.unpriced_far_bends = self._far_bends()
-        self.far_bends = self.unpriced_far_bends
-        self.tilt: Tensor | None = None
+        self.far, self.far_bends = self._far_bends()
+        self.price = 1.0
+        self.tilt = torch.zeros_like(self.log_rho)
 
     def start(self) -> _Linearised | None:
         """At the potential as it is, on the points where F is finite."""
         quadratic = self.potential.quadratic_form()[self.triangle[0], self.triangle[1]]
         parameters = torch.cat([self.potential.output, self.potential.linear, quadratic]).detach().double()
-        variation = self._variation(parameters)[0]
+        variation, force, factor, slope = self._variation(parameters)
         usable = variation.isfinite()
         if float(self.weights[usable].sum()) < 0.98 * float(self.weights.sum()):
             return None
-        self.z, self.log_rho, self.weights = self.z[usable], self.log_rho[usable], self.weights[usable]
-        self.weights = self.weights / self.weights.sum()
-        return self.at(parameters)
+        self.z, self.log_rho, self.tilt = self.z[usable], self.log_rho[usable], self.tilt[usable]
+        self.weights = self.weights[usable] / self.weights[usable].sum()
+        return self._linearised(parameters, variation[usable], force[usable], factor[usable], slope[usable])
 
     @torch.no_grad()
     def _far_bends(self) -> tuple[Tensor, Tensor]:
@@ -181,13 +181,18 @@ class _Equation:
             variation, force, factor, slope = self._variation(parameters)
         except TargetError:
             return None
-        if not bool(variation.isfinite().all()):
-            return None
-        if self.tilt is not None:
-            variation = variation - self.tilt
-        residual = variation - self.weights @ variation
-        misfit = 0.5 * float(self.weights @ residual.square())
+        return self._linearised(parameters, variation, force, factor, slope) if variation.isfinite().all() else None
+
+    def _linearised(
+        self, parameters: Tensor, variation: Tensor, force: Tensor, factor: Tensor, slope: Tensor
+    ) -> _Linearised:
+        residual, misfit = self._misfit(variation - self.tilt)
         return self.priced(_Linearised(parameters, residual, misfit, 0.0, force, torch.cholesky_inverse(factor), slope))
+
+    def _misfit(self, variation: Tensor) -> tuple[Tensor, float]:
+        """What is left of F (n,) beside a constant, and half its weighted variance."""
+        residual = variation - self.weights @ variation
+        return residual, 0.5 * float(self.weights @ residual.square())
 
     def defended(self, now: _Linearised) -> _Linearised:
         """The same for an equation with heavier tails: importance weights then fall where the errors grow.
@@ -197,11 +202,12 @@ class _Equation:
         """
         radius = self.z.norm(dim=1) - chi.ppf(_TAIL_FROM, self.potential.dim)
         self.tilt = math.sqrt(2.0 * now.misfit) * radius.clamp(min=0.0).square()
-        return self.at(now.parameters) or now
+        residual, misfit = self._misfit(now.residual - self.tilt)
+        return now._replace(residual=residual, misfit=misfit)
 
     def priced(self, now: _Linearised) -> _Linearised:
         """The same with the objective of the present price."""
-        price = 0.5 * float((self.far_bends @ now.parameters).square().sum())
+        price = 0.5 * self.price * float((self.far_bends @ now.parameters).square().sum())
         return now._replace(objective=now.misfit + price)
 
     @torch.no_grad()
@@ -219,8 +225,9 @@ class _Equation:
         derivative = root * (derivative - self.weights @ derivative)
         scale = derivative.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
         derivative = derivative / scale
-        derivative = torch.cat([derivative, self.far_bends / scale])
-        residual = torch.cat([root.squeeze(-1) * now.residual, self.far_bends @ now.parameters])
+        bends = math.sqrt(self.price) * self.far_bends
+        derivative = torch.cat([derivative, bends / scale])
+        residual = torch.cat([root.squeeze(-1) * now.residual, bends @ now.parameters])
         normal = derivative.mT @ derivative
         normal.diagonal().add_(_RIDGE)
         step = -torch.linalg.solve(normal, derivative.mT @ residual)

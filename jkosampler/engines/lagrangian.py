@@ -17,12 +17,13 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 
+from jkosampler._inputs import whole_number
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.objectives import GRADIENTS
 from jkosampler.engines.step_size import Control
 from jkosampler.engines.step_solver import StepSolver
 from jkosampler.engines.training import OPTIMIZERS
-from jkosampler.engines.trial import Trial, claim, contradiction, escaped, judge, stationarity_of
+from jkosampler.engines.trial import Trial, claim, escaped, judge, stationarity_of
 from jkosampler.errors import ArgumentError, FitError, TargetError
 from jkosampler.maps import INTEGRATORS
 from jkosampler.particles import Particles
@@ -175,6 +176,17 @@ class Lagrangian(BaseEstimator):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ArgumentError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        least = {
+            "width": 1, "depth": 0, "batch_size": 1, "n_iterations": 1, "resample_every": 1, "inner_steps": 1,
+            "n_ridges": 0, "threads": 1,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if getattr(self, name) is not None:
+                whole_number(getattr(self, name), name, bound)
+        for name in ("learning_rate", "tolerance"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0.0 < value < float("inf")):
+                raise ArgumentError(f"{name} must be positive and finite, got {value!r}.")
         if self.optimizer == "lbfgs" and self.gradient not in ("control-variate", "plain"):
             raise ArgumentError(
                 "optimizer='lbfgs' needs the gradient of a fixed sample mean: give gradient='control-variate' with it."
@@ -223,7 +235,7 @@ class Lagrangian(BaseEstimator):
 
 def _advance(state: State, control: Control, trial: Trial) -> State:
     """The state after an accepted step."""
-    step_control, energy = state.flow.control, state.flow.energy
+    step_control = state.flow.control
     then = step_control.after_accept(control, trial.judgement)
     converged = step_control.converged(control, trial.judgement)
     stopped = None
@@ -232,7 +244,6 @@ def _advance(state: State, control: Control, trial: Trial) -> State:
     elif step_control.stalled(then):
         converged = step_control.good_enough(trial.judgement.discrepancy)
         stopped = "further steps bring no progress that held-out particles can see"
-    seen = claim(energy, trial.values)
     return replace(
         state,
         control=then,
@@ -246,7 +257,7 @@ def _advance(state: State, control: Control, trial: Trial) -> State:
         dissipation=trial.dissipation,
         converged=converged,
         stopped=stopped,
-        claims=state.claims if seen is None else (*state.claims, seen),
-        missing_evidence=contradiction(state.claims, seen),
+        claims=state.claims if trial.claim is None else (*state.claims, trial.claim),
+        missing_evidence=trial.missing_evidence,
         warm_start=trial.hidden_layers() or state.warm_start,
     )

@@ -26,7 +26,7 @@ _GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, t
 _HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
 _PASSES = 32  # mini-batches that a network's training points make at least
 _NEGLIGIBLE_GAIN = 1e-6  # nats: an affine step that leaves less to gain needs no network
-_SOME = 2000
+_SOME = 2000  # particles that decide whether the affine map suffices; points of a collocation, at least
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
 _POINTS_PER_FUNCTION = 12
 _TAIL_SHARE = 0.25  # of collocation points and ..
@@ -75,23 +75,23 @@ class StepSolver:
         return solve_affine(problem, some, calibrated_weights(some), max_iterations=20)
 
     def _collocation(self, problem: StepProblem, affine: AffineSolution) -> Solution | None:
-        if self.engine.n_ridges == 0:
-            return None
         d, generator = len(affine.shift), self.flow.generator
+        if self.engine.n_ridges == 0 or d > _GRADIENT_MAP_LIMIT:
+            return None
         width = self.engine.n_ridges or min(_RIDGES_PER_DIMENSION * d, _MOST_RIDGES)
         potential = ResNetPotential(d, width=width, depth=1, generator=generator, device=affine.shift.device)
         draw_ridge_functions(potential, generator)
         set_affine(potential, *_displacement(affine))
         n = max(_SOME, _POINTS_PER_FUNCTION * n_functions(potential))
         n_tail = n if self._covers_tails() else int(_TAIL_SHARE * n)
-        points = self._covering(n - n_tail, n_tail).push_all(self.state.maps)
+        points = self._covering(n - n_tail, n_tail).without_score().push_all(self.state.maps)
         weights = torch.cat([torch.ones(n - n_tail), torch.full((n_tail,), _TAIL_WEIGHT)])
         found = solve_collocation(problem, problem.frame.to_inner(points), weights.to(points.x), potential)
         allowed = _UNRESOLVED * max(self.state.discrepancy, self.flow.control.threshold)
         if found is None or found.after > allowed:
             return None
         training = TrainingResult(found.after, found.n_iterations)
-        return Solution(problem, GradientMap(potential), training, "collocation")
+        return Solution(problem, GradientMap(potential.to(affine.shift)), training, "collocation")
 
     def _network(self, problem: StepProblem, affine: AffineSolution, inner: Particles) -> Solution:
         step = self._network_map(affine, inner)

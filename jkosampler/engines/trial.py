@@ -31,7 +31,7 @@ class Trial(NamedTuple):
     """A solved step of flow time tau, the held-out particles after it, and what they say.
 
     `residual` is that of the step's first-order identities, `optimality_gap` (nats) bounds what a better map could
-    gain where the energy is displacement convex.
+    gain where the energy is displacement convex. `claim` and `missing_evidence` are for `State`.
     """
 
     step: Conjugated
@@ -45,6 +45,8 @@ class Trial(NamedTuple):
     training: TrainingResult
     residual: float
     optimality_gap: float
+    claim: Evidence | None
+    missing_evidence: str | None
 
     def record(self, now: float) -> Bunch:
         """The step's line in the history."""
@@ -104,13 +106,15 @@ def judge(state: State, problem: StepProblem, step: Map, training: TrainingResul
     shift = after.x - before.x
     discrepancy, dissipation = stationarity_of(energy, check[inside], potential[inside], gradient[inside])
     n_outside, n_outside_before = (int((~v.isfinite()).sum()) for v in (values, state.values))
+    seen = claim(energy, values)
+    missing = contradiction(state.claims, seen)
     judgement = Judgement(
         energy_change=float(change.mean()),
         standard_error=float(change.std()) / len(change) ** 0.5,
         transport_cost=frame.cost * float(shift.square().sum(-1).mean()),
         discrepancy=discrepancy,
         integration_error=_integration_error(step, before, values[inside], problem),
-        lost_mass=contradiction(state.claims, claim(energy, values)) is not None,
+        lost_mass=missing is not None,
         left_support=n_outside > n_outside_before + 3.0 * n_outside**0.5,
     )
     inner_gradient = gradient[inside] @ frame.factor
@@ -126,6 +130,8 @@ def judge(state: State, problem: StepProblem, step: Map, training: TrainingResul
         training,
         residual=_identity_residual(energy, problem, shift, after, inner_gradient),
         optimality_gap=_optimality_gap(energy, problem, shift, after, inner_gradient),
+        claim=seen,
+        missing_evidence=missing,
     )
 
 

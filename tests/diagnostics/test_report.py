@@ -32,7 +32,7 @@ GOOD = Report(
 )
 
 BLIND = (
-    " No number here sees a mode that no draw reached: compare the log evidence of a fit with a wider `initial` "
+    " No number here sees a mode that nothing has reached: compare the log evidence of a fit with a wider `initial` "
     "or another `random_state`."
 )
 
@@ -48,8 +48,8 @@ Diagnosis of 4000 draws in 2 dimensions
   stationarity          0.0312   +/- 0.0046, 0 at the target, good below 0.2
   converged                yes
 Verdict: trust these draws. Where they look, the fitted law matches the target: unweighted means \
-are off by about 0.14 sd or less. No number here sees a mode that no draw reached: compare the log evidence of a fit \
-with a wider `initial` or another `random_state`."""
+are off by about 0.14 sd or less. No number here sees a mode that nothing has reached: compare the log evidence of a \
+fit with a wider `initial` or another `random_state`."""
 
 
 def changed(**values):
@@ -101,7 +101,7 @@ def test_use_with_care(values, verdict):
         ),
         (
             {"missing_evidence": "A law before it had log evidence 3.1."},
-            "Verdict: do not trust these draws: they lack mass that an earlier law of the fit has seen, see the "
+            "Verdict: do not trust these draws: they lack mass that was seen elsewhere, see the "
             "warnings. Try another `random_state` or a larger `n_particles`.",
         ),
         (

@@ -17,7 +17,8 @@ from torch import Tensor
 from jkosampler import JKOSampler
 from jkosampler.energies import KL, Entropy
 from jkosampler.engines import Lagrangian, State
-from jkosampler.engines.step_size import FixedSteps
+from jkosampler.engines.step_size import AdaptiveSteps, Control, FixedSteps
+from jkosampler.engines.step_solver import StepSolver
 from jkosampler.errors import ArgumentError, StartError, TargetValueError
 from jkosampler.laws import Gaussian, Uniform
 from jkosampler.maps import GradientMap, ODEMap
@@ -265,3 +266,23 @@ def test_settings_of_the_paper_can_be_changed_by_name() -> None:
     assert Lagrangian.as_in_the_paper(integrator="heun", resample_every=None).integrator == "heun"
     with pytest.raises(TypeError):
         Lagrangian.as_in_the_paper(iterations=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resample_every", 0), ("batch_size", 0), ("n_iterations", -3), ("width", 2.5), ("inner_steps", 0),
+        ("n_ridges", -1), ("threads", 0), ("learning_rate", -1.0), ("tolerance", 0.0),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_used_are_named(name: str, value: float) -> None:
+    with pytest.raises(ArgumentError, match=f"^{name} must be"):
+        start(**{name: value})
+
+
+@pytest.mark.parametrize(("dim", "n_ridges"), [(33, None), (2, 0)])
+def test_collocation_is_left_out_in_high_dimension_or_on_demand(dim: int, n_ridges: int | None) -> None:
+    law = Gaussian(torch.zeros(dim), torch.eye(dim))
+    flow = gradient_flow(KL(lambda x: -x.square().sum(1)), law, metric="kalman", control=AdaptiveSteps(1e-3), n=500)
+    engine = Lagrangian(n_ridges=n_ridges)
+    assert StepSolver(engine, engine.init(flow), Control(1.0, "collocation")).solve() is None
