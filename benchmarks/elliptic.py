@@ -1,6 +1,6 @@
 """The elliptic inverse problem against its exact posterior: accuracy, evaluations and CPU time over seeds.
 
-    python benchmarks/elliptic.py [--seeds 0 1 2] [--cases paper prior noise-0.2 noise-0.5] [--networks] [--out FILE.json]
+    python benchmarks/elliptic.py [--seeds 0 1 2] [--cases paper prior noise-0.2 noise-0.5] [--networks] [--out FILE]
 
 Prints a Markdown table and writes JSON. Exact answers are the quadratures of `tests/reference_elliptic.py`. The CPU
 time stands beside that of a fixed reference computation in the same process (1000 float32 products of 1000 x 64 by
