@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jkosampler._arguments import warn_user
 from jkosampler._inputs import as_device, as_dtype, starting_particles, whole_number
-from jkosampler.energies import KL, Energy, EnergyEvaluator, Internal
+from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy
 from jkosampler.engines import GradientFlow, Lagrangian
 from jkosampler.engines.step_size import AdaptiveSteps, FixedSteps, StepControl
 from jkosampler.errors import ArgumentError
@@ -74,13 +74,14 @@ class Setup:
         start, note = _carried(law) if adaptive else (law, None)
         n_particles = max(_PARTICLES, _PARTICLES_PER_DIMENSION * dim)
         problem = GradientFlow(
-            energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device),
+            energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
             metric=_metric(sampler.metric, "wasserstein" if target is None else "kalman"),
             law=start,
             control=_control(sampler, dim),
             n_particles=n_particles if sampler.n_particles is None else int(sampler.n_particles),
             generator=generator,
             start=None if particles is None else _at(start, particles),
+            order=int(sampler.order),
         )
         return cls(dim, dtype, device, target, energy, law, _engine(sampler.engine), problem, note, adaptive)
 
@@ -93,7 +94,7 @@ def check_that_it_ends(sampler: JKOSampler, energy: Energy, n_steps: int | None)
     ArgumentError
         The energy has no minimum, as the heat equation's has none, and neither steps nor budgets are limited.
     """
-    internal = [isinstance(term, Internal) for _, term in energy.terms()]
+    internal = [isinstance(term, InternalEnergy) for _, term in energy.terms()]
     counted = not all(internal) and sampler.max_target_evaluations is not None
     if (all(internal) or not any(internal)) and n_steps is None and sampler.max_time is None and not counted:
         raise ArgumentError(
@@ -110,8 +111,10 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
     for name in ("mobility", "domain", "checkpoint"):
         if getattr(sampler, name) is not None:
             raise ArgumentError(f"{name}={getattr(sampler, name)!r} is not in this version; only None is.")
-    if not isinstance(sampler.order, int | np.integer) or sampler.order != 1:
-        raise ArgumentError(f"order={sampler.order!r} is not in this version; only 1 is.")
+    if isinstance(sampler.order, bool) or sampler.order not in (1, 2):
+        raise ArgumentError(f"order must be 1 or 2, got {sampler.order!r}.")
+    if sampler.order == 2 and sampler.step_size is None:
+        raise ArgumentError("order=2 is that of fixed steps: give step_size; without it only the end of the flow matters.")
     if sampler.initial is not None and isinstance(sampler.initial, Tensor | np.ndarray | list | tuple):
         raise ArgumentError(
             "initial must be a law of jkosampler.laws or a torch Distribution, got points or numbers; starting "
@@ -220,7 +223,7 @@ def _control(sampler: JKOSampler, dim: int) -> StepControl:
     threshold = _KL_PER_DIMENSION * dim
     if sampler.step_size is None:
         return AdaptiveSteps(threshold)
-    return FixedSteps(float(sampler.step_size), threshold)
+    return FixedSteps(float(sampler.step_size), threshold, int(sampler.order))
 
 
 def _engine(engine: Any) -> Lagrangian:

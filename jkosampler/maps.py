@@ -65,6 +65,10 @@ class Map(nn.Module):
         """The field v with which particles set out (n, d) and its divergence (n,)."""
         raise NotImplementedError
 
+    def scaled(self, factor: float) -> Map:
+        """`x + factor (T(x) - x)`, for maps that move particles along straight lines."""
+        raise NotImplementedError
+
 
 class GradientMap(Map):
     """`T(x) = x + grad phi(x)`: the form of every optimal map of a Wasserstein step, with its exact log det.
@@ -100,6 +104,9 @@ class GradientMap(Map):
 
     def initial_velocity(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.potential.gradient_and_laplacian(x)
+
+    def scaled(self, factor: float) -> GradientMap:
+        return GradientMap(self.potential.scaled(factor), tolerance=self.tolerance)
 
     def push(self, x: Tensor, score: Tensor) -> Pushed:
         with torch.enable_grad():
@@ -298,6 +305,9 @@ class Conjugated(Map):
 
     def positions(self, x: Tensor) -> Tensor:
         return self.to_outer(self.inner.positions(self.to_inner(x)))
+
+    def scaled(self, factor: float) -> Conjugated:
+        return Conjugated(self.inner.scaled(factor), self.centre, self.factor)
 
     def push(self, x: Tensor, score: Tensor) -> Pushed:
         z, log_det, score = self.inner.push(self.to_inner(x), score @ self.factor)

@@ -43,9 +43,13 @@ class Frame(NamedTuple):
 
 
 class Metric:
-    """A metric of the space of densities. A subclass gives `frame`."""
+    """A metric of the space of densities. A subclass gives `frame`.
+
+    `moves` says whether the metric itself changes with the law.
+    """
 
     name: str
+    moves: bool = False
 
     def frame(self, particles: Particles, weights: Tensor) -> Frame:
         """The coordinates of a step that starts at these weighted particles."""
@@ -74,6 +78,7 @@ class KalmanWasserstein(Metric):
     """
 
     name = "kalman"
+    moves = True
 
     def frame(self, particles: Particles, weights: Tensor) -> Frame:
         n, d = particles.x.shape

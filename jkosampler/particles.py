@@ -108,8 +108,14 @@ class Particles:
         return Particles(x, part.log_rho - log_det, score)
 
 
-def calibrated_weights(particles: Particles) -> Tensor:
-    """Positive weights (n,) of sum one, nearest to equal in entropy, with `sum w s = 0`, `sum w s x' = -I`.
+def calibrated_weights(
+    particles: Particles, pressure_per_mass: Tensor | None = None, pressure_slope: Tensor | None = None
+) -> Tensor:
+    """Positive weights (n,) of sum one, nearest to equal in entropy, with `sum w P' s = 0`, `sum w (P' s x' + P/rho I) = 0`.
+
+    These identities hold for every pressure P(rho), which is given by `P / rho` (n,) and `P'` (n,); None: P = rho. With
+    that of the step's energy its affine part is exact where the law and its neighbours in the flow are affine images
+    of each other: Gaussians under the entropy, Barenblatt profiles under a power.
 
     Equal weights where the identities can't be met: no score, too few particles for d (d + 1) conditions, or a
     sample that contradicts them.
@@ -120,9 +126,13 @@ def calibrated_weights(particles: Particles) -> Tensor:
         return equal
     # Standardised coordinates make all conditions of order one.
     deviation, centre = torch.std_mean(particles.x, dim=0)
-    x, score = (particles.x - centre) / deviation, particles.score * deviation
-    identity = torch.eye(d, dtype=x.dtype, device=x.device)
-    conditions = torch.cat([score, (score.unsqueeze(2) * x.unsqueeze(1) + identity).flatten(1)], dim=1)
+    x, force = (particles.x - centre) / deviation, particles.score * deviation
+    isotropic = torch.eye(d, dtype=x.dtype, device=x.device).expand(n, d, d)
+    if pressure_per_mass is not None and pressure_slope is not None:
+        scale = pressure_per_mass.mean()
+        force = force * (pressure_slope / scale).unsqueeze(-1)
+        isotropic = isotropic * (pressure_per_mass / scale).reshape(-1, 1, 1)
+    conditions = torch.cat([force, (force.unsqueeze(2) * x.unsqueeze(1) + isotropic).flatten(1)], dim=1)
     weights = _maximum_entropy(conditions.cpu().numpy().astype(np.float64))
     return equal if weights is None else torch.as_tensor(weights, dtype=x.dtype, device=x.device)
 

@@ -12,6 +12,7 @@ depth L; no automatic differentiation is needed for them, so that one more diffe
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,14 @@ class ResNetPotential(nn.Module):
     def _bound(self, layer: int) -> float:
         fan_in = self.dim + int(self.time_input) if layer == 0 else self.width
         return math.sqrt(3.0 / fan_in)
+
+    def scaled(self, factor: float) -> ResNetPotential:
+        """A copy whose values are so many times as large."""
+        copy = deepcopy(self)
+        with torch.no_grad():
+            for parameter in (copy.output, copy.quadratic, copy.linear):
+                parameter.mul_(factor)
+        return copy
 
     def value(self, x: Tensor, t: Tensor | float | None = None) -> Tensor:
         """`phi`, shape (n,)."""

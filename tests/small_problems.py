@@ -8,7 +8,7 @@ import torch
 from oracles import Problem
 from torch import Tensor
 
-from jkosampler.energies import Energy, EnergyEvaluator, Internal
+from jkosampler.energies import Energy, EnergyEvaluator, InternalEnergy
 from jkosampler.engines import GradientFlow
 from jkosampler.engines.step_size import StepControl
 from jkosampler.laws import Gaussian, Law
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-class Square(Internal):
+class Square(InternalEnergy):
     """`int rho^2`, whose pressure is not the density's logarithm: the step must ask the energy for it."""
 
     def per_mass(self, log_rho: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.distributions as td
 from torch import Tensor
 
-from jkosampler.energies import KL, Energy, EnergyEvaluator, Entropy, Internal, Potential
+from jkosampler.energies import KL, Energy, EnergyEvaluator, Entropy, InternalEnergy, Potential
 from jkosampler.errors import ArgumentError, StartError, TargetGradientError, TargetShapeError
 from jkosampler.laws import Gaussian
 from jkosampler.targets import Target
@@ -18,7 +18,7 @@ from jkosampler.targets import Target
 F64 = torch.float64
 
 
-class Square(Internal):
+class Square(InternalEnergy):
     """`int rho^2`, a second internal energy for the sums."""
 
     def per_mass(self, log_rho: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class Square(Internal):
 
 
 # name -> (energy, U); every internal energy that the package has must be here
-INTERNALS: dict[str, tuple[Internal, Callable[[Tensor], Tensor]]] = {
+INTERNALS: dict[str, tuple[InternalEnergy, Callable[[Tensor], Tensor]]] = {
     "entropy": (Entropy(), lambda rho: rho * rho.log()),
     "square": (Square(), lambda rho: rho**2),
 }

@@ -68,7 +68,7 @@ def solve_affine(problem: StepProblem, particles: Particles, weights: Tensor, *,
     TargetError
         The target fails at the particles themselves; where it only fails further away, the search backs off.
     """
-    value, gradient = problem.potential(particles.x)
+    value, _, gradient = problem.field(particles.x, weights)
     inside = value != torch.inf
     if not bool(inside.all()):  # where no mass may be there is no slope to follow; the rest shows the way
         particles, weights, gradient = particles[inside], weights[inside] / weights[inside].sum(), gradient[inside]
@@ -162,7 +162,7 @@ class _AffineObjective:
             z = self.particles.x
             moved = z @ torch.linalg.matrix_exp(exponent) + shift
             try:
-                potential, slope = self.problem.potential(moved)
+                potential, _, slope = self.problem.field(moved, self.weights)
             except (TargetValueError, TargetGradientError):
                 if np.isinf(self.first):
                     raise

@@ -6,7 +6,7 @@ the info is what the history keeps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from jkosampler.laws import Law
 from jkosampler.maps import Map
 from jkosampler.metrics import Metric
 from jkosampler.particles import Particles
+from jkosampler.potentials import ResNetPotential
 
 __all__ = ["Engine", "GradientFlow", "State"]
 
@@ -29,7 +30,7 @@ class GradientFlow:
     """What is to be computed, and where its randomness comes from.
 
     `law` is the start that the particles can carry: the user's law, or its smooth stand-in. `start` are the particles
-    to begin with, where the user gave some.
+    to begin with, where the user gave some. `order` is that of fixed steps in time.
     """
 
     energy: EnergyEvaluator
@@ -39,6 +40,7 @@ class GradientFlow:
     n_particles: int
     generator: torch.Generator
     start: Particles | None = None
+    order: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class State:
     `pool` are the particles that steps are solved on. Held-out particles of the same law judge the steps: `check`,
     with the energy `values` (n,) at each, +inf where no mass may be; and many more `outposts`, at which a map must
     not fold. `claims` are what the importance weights of this law and those before it say of the evidence, where they
-    say anything; `missing_evidence` is a sentence when one of them contradicts the last.
+    say anything; `missing_evidence` is a sentence when one of them contradicts the last. `warm_start` is the last potential
+    with ridges or a network.
     """
 
     flow: GradientFlow
@@ -65,7 +68,7 @@ class State:
     converged: bool = False
     claims: tuple[Evidence, ...] = ()
     missing_evidence: str | None = None
-    warm_start: dict[str, Tensor] = field(default_factory=dict)
+    warm_start: ResNetPotential | None = None
 
 
 class Engine(Protocol):

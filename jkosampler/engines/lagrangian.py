@@ -148,10 +148,9 @@ class Lagrangian(BaseEstimator):
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
         check = Particles.draw(flow.law, _CHECK_PARTICLES, flow.generator)
         flow.energy.check_start(check.x)
-        potential, gradient = flow.energy.potential(check.x)
-        values = potential + flow.energy.internal(check.log_rho)
-        inside = values.isfinite()
-        discrepancy, dissipation = stationarity_of(flow.energy, check[inside], potential[inside], gradient[inside])
+        field = flow.energy.field(check.x)
+        values = field.energy + flow.energy.internal(check.log_rho)
+        discrepancy, dissipation = stationarity_of(flow.energy, check, field, values.isfinite())
         seen = claim(flow.energy, values)
         return State(
             flow,
@@ -222,7 +221,7 @@ class Lagrangian(BaseEstimator):
             found = StepSolver(self, state, control).solve()
             if found is None:
                 return None, None
-            return judge(state, *found), None
+            return judge(state, found), None
         except TargetError as error:
             logger.info("the target failed during step %d: %s", len(state.maps) + 1, error)
             return None, error
@@ -259,5 +258,5 @@ def _advance(state: State, control: Control, trial: Trial) -> State:
         stopped=stopped,
         claims=state.claims if trial.claim is None else (*state.claims, trial.claim),
         missing_evidence=trial.missing_evidence,
-        warm_start=trial.hidden_layers() or state.warm_start,
+        warm_start=trial.warm_start or state.warm_start,
     )

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jkosampler.energies import EnergyEvaluator
+from jkosampler.energies import EnergyEvaluator, Field
 from jkosampler.errors import ArgumentError
 from jkosampler.maps import Map, Pushed
 from jkosampler.metrics import Frame
@@ -44,20 +44,26 @@ class StepProblem(NamedTuple):
         """cost / tau: the weight of |T - z|^2 / 2."""
         return self.frame.cost / self.tau
 
-    def potential(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """V (n,) and its gradient in z (n, d), in the dtype of z; targets see the interface's dtype.
+    def field(self, z: Tensor, weights: Tensor | None = None, crowd: Tensor | None = None) -> Field:
+        """Potential and interaction at z (n, d), with the gradient in z; in the dtype of z, targets see the interface's.
 
-        NaN, without a call of the target, where a training that broke down has lost the points: that is not its fault.
+        The law is made up of the crowd (m, d) with its weights (m,), or of z itself. NaN, without a call of the target,
+        where a training that broke down has lost the points: that is not its fault.
         """
         if not bool(z.isfinite().all()):
-            return torch.full_like(z[:, 0].detach(), torch.nan), torch.full_like(z.detach(), torch.nan)
-        value, gradient = self.energy.potential(self.frame.to_outer(z.detach().to(self.frame.factor)))
-        return value.to(z), (gradient @ self.frame.factor).to(z)
+            lost = torch.full_like(z[:, 0].detach(), torch.nan)
+            return Field(lost, lost, torch.full_like(z.detach(), torch.nan))
+        others = None if crowd is None else self._outer(crowd)
+        energy, variation, gradient = self.energy.field(self._outer(z), weights, others)
+        return Field(energy.to(z), variation.to(z), (gradient @ self.frame.factor).to(z))
 
-    def residual(self, z: Tensor, pushed: Pushed, log_rho: Tensor, potential_gradient: Tensor) -> Tensor:
-        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`, of new log densities log_rho."""
+    def _outer(self, z: Tensor) -> Tensor:
+        return self.frame.to_outer(z.detach().to(self.frame.factor))
+
+    def residual(self, z: Tensor, pushed: Pushed, log_rho: Tensor, force: Tensor) -> Tensor:
+        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`: new log densities (n,), the field's gradient."""
         pressure = self.energy.pressure_slope(log_rho).unsqueeze(-1) * pushed.score
-        return self.stiffness * (pushed.x - z) + potential_gradient + pressure
+        return self.stiffness * (pushed.x - z) + force + pressure
 
 
 class Objective(ABC):
@@ -88,8 +94,8 @@ class Plain(Objective):
 
     def _per_particle(self, step: Map, batch: Particles) -> Tensor:
         moved, log_det, action = step.transport(batch.x)
-        value, gradient = self.problem.potential(moved)
-        potential = value + ((moved - moved.detach()) * gradient).sum(-1)  # V, with its slope at hand
+        field = self.problem.field(moved)
+        potential = field.energy + ((moved - moved.detach()) * field.gradient).sum(-1)  # with its slope at hand
         internal = self.problem.energy.internal(batch.log_rho - log_det)
         return potential + internal + 0.5 * self.problem.stiffness * action
 
@@ -113,8 +119,8 @@ class PathGradient(Objective):
     def __call__(self, step: Map, batch: Particles) -> tuple[Tensor, Tensor]:
         pushed = step.push(batch.x, self._score(batch))
         log_rho = batch.log_rho - pushed.log_det
-        value, gradient = self.problem.potential(pushed.x)
-        residual = self.problem.residual(batch.x, pushed, log_rho, gradient)
+        value, _, force = self.problem.field(pushed.x)
+        residual = self.problem.residual(batch.x, pushed, log_rho, force)
         cost = 0.5 * self.problem.stiffness * (pushed.x - batch.x).square().sum(-1)
         objective = _mean_inside(value + self.problem.energy.internal(log_rho) + cost)
         inside = (value != torch.inf).unsqueeze(-1)

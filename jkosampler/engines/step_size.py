@@ -29,7 +29,7 @@ class Control:
     `method` is the best affine map alone, collocation (`engines.collocation`), or a trained network. `exact` asks for
     the step's minimiser to the accuracy of the particles; otherwise a step need only lead on. `tails` asks for points
     that cover the law evenly out to its tails, and is "failed" once a network step that had them was rejected.
-    `effort` multiplies iterations and inner steps; `failures` counts rejections in a row, `stalled` steps in a row
+    `effort` multiplies iterations and inner steps; a step of second order is made in `pieces`; `failures` counts rejections in a row, `stalled` steps in a row
     without progress, `best` is the smallest discrepancy so far, and collocation is tried below `collocation_below`.
     """
 
@@ -38,6 +38,7 @@ class Control:
     exact: bool = False
     tails: Literal["no", "yes", "failed"] = "no"
     effort: int = 1
+    pieces: int = 1
     failures: int = 0
     stalled: int = 0
     best: float = math.inf
@@ -109,27 +110,31 @@ class StepControl(Protocol):
 
 @dataclass(frozen=True)
 class FixedSteps:
-    """Steps of one size; a rejected step is trained again, longer."""
+    """Steps of one size; a rejected step is trained again, longer, and one of second order made in twice the pieces."""
 
     tau: float
     threshold: float
+    order: int = 1
     retries: int = 2
 
     def first(self) -> Control:
         return Control(self.tau, "network", exact=True)
 
     def accepts(self, control: Control, seen: Judgement) -> bool:
-        """The step's inequality `E + d^2 / (2 tau) <= E_k`, up to the Monte Carlo error."""
+        """The step's inequality `E + d^2 / (2 tau) <= E_k`, up to the Monte Carlo error; to second order, `E <= E_k`."""
         slack = 3.0 * seen.standard_error + 1e-9
-        return seen.sound and seen.energy_change + seen.transport_cost / (2.0 * control.tau) <= slack
+        if self.order == 1:
+            slack -= seen.transport_cost / (2.0 * control.tau)
+        return seen.sound and seen.energy_change <= slack
 
     def after_accept(self, control: Control, seen: Judgement) -> Control:
-        return replace(control, effort=1, failures=0)
+        return replace(control, effort=1, pieces=1, failures=0)
 
     def after_reject(self, control: Control, discrepancy: float) -> Control | None:
         if control.failures >= self.retries:
             return None
-        return replace(control, failures=control.failures + 1, effort=2 * control.effort)
+        pieces = 1 if self.order == 1 else 2 * control.pieces
+        return replace(control, failures=control.failures + 1, effort=2 * control.effort, pieces=pieces)
 
     def converged(self, control: Control, seen: Judgement) -> bool:
         return seen.discrepancy <= self.threshold

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from jkosampler.composed import Chain
 from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
-from jkosampler.engines.collocation import draw_ridge_functions, n_functions, solve_collocation
+from jkosampler.engines.collocation import draw_ridge_functions, solve_collocation, train_ridges
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
+from jkosampler.engines.step_equation import n_functions
 from jkosampler.engines.step_size import Control
 from jkosampler.engines.training import TrainingResult, TrainingSettings, train
-from jkosampler.maps import GradientMap, Map, ODEMap
+from jkosampler.maps import Conjugated, GradientMap, Map, ODEMap
 from jkosampler.particles import Particles, calibrated_weights, fewest_calibrated
 from jkosampler.potentials import ResNetPotential
 
 if TYPE_CHECKING:
     from jkosampler.engines.lagrangian import Lagrangian
 
-__all__ = ["Solution", "StepSolver"]
+__all__ = ["Solution", "StepSolver", "trained_potential"]
 
 _GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
 _HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
@@ -31,48 +34,134 @@ _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
 _POINTS_PER_FUNCTION = 12
 _TAIL_SHARE = 0.25  # of collocation points and ..
 _TAIL_WEIGHT = 0.1  # .. their weight beside those of the law, while the law is far from the target
+_GAMMA = 1.0 - 0.5**0.5  # of the second-order method: L-stable
+_TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensions in which their equations are cheap
+_FEWEST_POINTS, _POINTS_PER_PARAMETER = 4, 8
+_FIRST_ITERATIONS, _ITERATIONS = 60, 30  # with ridges drawn at random, and with those of the step before
+_LEFT, _NEGLIGIBLE_MISFIT = 1e-3, 1e-5  # of the misfit at the start, and nats, that solved steps may leave
 _UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
 
 
 class Solution(NamedTuple):
-    """A solved step: the problem, the map in its coordinates, and how the map was found."""
+    """A solved step: its (last) problem, the map in that problem's coordinates, and how the map was found.
+
+    A step of second order, or one that was cut in pieces, has `stages` before that: maps of x, and the part of the
+    time that each takes.
+    """
 
     problem: StepProblem
     step: Map
     training: TrainingResult
     method: str
+    stages: tuple[tuple[Conjugated, float], ...] = ()
+
+    def map(self) -> Map:
+        """The whole step, as a map of x."""
+        last = self.problem.frame.conjugate(self.step)
+        if not self.stages:
+            return last
+        shares = [share for _, share in self.stages]
+        return Chain([*(stage for stage, _ in self.stages), last], [*shares, 1.0 - sum(shares)])
 
 
 class StepSolver:
-    """Solves the step that a state's control asks for, with an engine's settings."""
+    """Solves the step that a state's control asks for, with an engine's settings.
+
+    A step of second order has two stages, each a JKO step of size `gamma tau`, gamma = 1 - 1/sqrt(2): the first one's
+    displacement is extrapolated by (1 - gamma) / gamma, and the second starts from there. This is the singly diagonally
+    implicit Runge-Kutta method of two stages, which damps stiff components as the JKO step does.
+    """
 
     def __init__(self, engine: Lagrangian, state: State, control: Control) -> None:
         self.engine, self.state, self.control = engine, state, control
         self.flow: GradientFlow = state.flow
+        self.pool = state.pool
+        self.guess = state.warm_start
 
     def solve(self) -> Solution | None:
         """The solved step; None where its method has failed."""
-        weights = calibrated_weights(self.state.pool)
-        frame = self.flow.metric.frame(self.state.pool, weights)
+        if self.flow.order == 1:
+            return self._solve(self.control.tau)
+        stages: list[tuple[Conjugated, float]] = []
+        pieces = self.control.pieces
+        tau, training = self.control.tau / pieces, TrainingResult(0.0, 0)
+        for piece in range(pieces):
+            for share in (1.0 - _GAMMA, _GAMMA):
+                solution = self._solve(_GAMMA * tau)
+                if solution is None:
+                    return None
+                training = TrainingResult(solution.training.loss, training.n_iterations + solution.training.n_iterations)
+                if piece == pieces - 1 and share == _GAMMA:
+                    break
+                self.guess = trained_potential(solution.step) or self.guess
+                factor = (1.0 - _GAMMA) / _GAMMA if share != _GAMMA else 1.0
+                stage = solution.problem.frame.conjugate(solution.step.scaled(factor))
+                self.pool = self.pool.push(stage)
+                if not bool(self.pool.log_rho.isfinite().all()):
+                    return None  # the extrapolation folds: the step is too long for it
+                stages.append((stage, share / pieces))
+        return solution._replace(training=training, stages=tuple(stages))
+
+    def _solve(self, tau: float) -> Solution | None:
+        """One implicit step of the pool."""
+        weights = self._weights(self.pool)
+        frame = self.flow.metric.frame(self.pool, weights)
         # A fixed step is in flow time; an adaptive one in that of whitened coordinates.
-        tau = self.control.tau if self.control.exact else self.control.tau * frame.cost
-        problem = StepProblem(self.flow.energy, frame, tau)
-        inner = frame.to_inner(self.state.pool)
-        affine = self._affine(problem, inner, weights)
+        problem = StepProblem(self.flow.energy, frame, tau if self.control.exact else tau * frame.cost)
+        inner = frame.to_inner(self.pool)
+        affine = self._affine(problem, inner)
+        if self.flow.order > 1 and self.flow.metric.moves:
+            # to second order the metric is that at the end of the stage, which the affine map foresees
+            ahead = self.pool.push(frame.conjugate(GradientMap(affine.potential(inner.x.dtype))))
+            frame = self.flow.metric.frame(ahead, weights)
+            problem, inner = problem._replace(frame=frame), frame.to_inner(self.pool)
+            affine = self._affine(problem, inner)
         step = GradientMap(affine.potential(inner.x.dtype))
         if self.control.method == "collocation":
             return self._collocation(problem, affine)
         if self.control.method == "affine" or (self.control.exact and _is_solved(problem, step, inner)):
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
-        return self._network(problem, affine, inner)
+        found = self._ridges(problem, affine, inner) if self.control.exact else None
+        return found or self._network(problem, affine, inner)
 
-    def _affine(self, problem: StepProblem, inner: Particles, weights: Tensor) -> AffineSolution:
+    def _weights(self, particles: Particles) -> Tensor:
+        """Weights with which the affine part of a step is exact for the laws that the energy keeps affine."""
+        energy = self.flow.energy
+        if not energy.has_internal:
+            return calibrated_weights(particles)
+        log_rho = particles.log_rho
+        return calibrated_weights(particles, energy.pressure_per_mass(log_rho), energy.pressure_slope(log_rho))
+
+    def _ridges(self, problem: StepProblem, affine: AffineSolution, inner: Particles) -> Solution | None:
+        """A step solved by trained ridge functions; None where these are not asked for, or leave too much of it."""
+        d, engine = inner.x.shape[1], self.engine
+        if inner.score is None or engine.n_ridges == 0 or engine.map == "ode" or d > _RIDGES_LIMIT:
+            return None
+        width = min(engine.n_ridges or _TRAINED_RIDGES, len(inner) // (_FEWEST_POINTS * (d + 2)))
+        if width == 0:
+            return None
+        generator = self.flow.generator
+        potential = ResNetPotential(d, width=width, depth=1, generator=generator, device=inner.x.device)
+        draw_ridge_functions(potential, generator, to_train=True)
+        set_affine(potential, *_displacement(affine))
+        tries = [(potential, _FIRST_ITERATIONS)]
+        if engine.warm_start and _is_like(self.guess, potential):
+            tries.insert(0, (deepcopy(self.guess), _ITERATIONS))
+        n = max(_SOME, _POINTS_PER_PARAMETER * (n_functions(potential) + width * (d + 1)))
+        order = torch.randperm(len(inner), generator=generator)[:n].to(inner.x.device)
+        for guess, most in tries:
+            found = train_ridges(problem, inner[order], guess, max_iterations=self.control.effort * most)
+            if found is not None and found.after <= max(_LEFT * found.before, _NEGLIGIBLE_MISFIT):
+                training = TrainingResult(found.after, found.n_iterations)
+                return Solution(problem, GradientMap(guess.to(affine.shift)), training, "collocation")
+        return None
+
+    def _affine(self, problem: StepProblem, inner: Particles) -> AffineSolution:
         if not self.engine.affine:
             return AffineSolution.identity(inner.x)
-        if self.control.exact:
-            return solve_affine(problem, inner, weights, max_iterations=200)
-        some = inner[: max(500, fewest_calibrated(inner.x.shape[1]))]
-        return solve_affine(problem, some, calibrated_weights(some), max_iterations=20)
+        exact = self.control.exact
+        some = inner[: max(_SOME if exact else 500, fewest_calibrated(inner.x.shape[1]))]
+        return solve_affine(problem, some, self._weights(some), max_iterations=200 if exact else 20)
 
     def _collocation(self, problem: StepProblem, affine: AffineSolution) -> Solution | None:
         d, generator = len(affine.shift), self.flow.generator
@@ -86,7 +175,9 @@ class StepSolver:
         n_tail = n if self._covers_tails() else int(_TAIL_SHARE * n)
         points = self._covering(n - n_tail, n_tail).without_score().push_all(self.state.maps)
         weights = torch.cat([torch.ones(n - n_tail), torch.full((n_tail,), _TAIL_WEIGHT)])
-        found = solve_collocation(problem, problem.frame.to_inner(points), weights.to(points.x), potential)
+        found = solve_collocation(
+            problem, problem.frame.to_inner(points), weights.to(points.x), potential, n_draws=n - n_tail
+        )
         allowed = _UNRESOLVED * max(self.state.discrepancy, self.flow.control.threshold)
         if found is None or found.after > allowed:
             return None
@@ -115,7 +206,8 @@ class StepSolver:
             dtype=engine.training_dtype or torch.float32,
             device=inner.x.device,
         )
-        potential.load_state_dict(self.state.warm_start if engine.warm_start else {}, strict=False)
+        if engine.warm_start and _is_like(self.guess, potential):
+            potential.load_state_dict(_hidden_layers(self.guess), strict=False)
         if not ode:
             set_affine(potential, *_displacement(affine))
             return GradientMap(potential)
@@ -164,6 +256,23 @@ def _displacement(affine: AffineSolution) -> tuple[Tensor, Tensor]:
     return affine.matrix - torch.eye(len(affine.shift)).to(affine.shift), affine.shift
 
 
+def trained_potential(step: Map) -> ResNetPotential | None:
+    """The potential of a map, where it has ridges or a network to start the next one from."""
+    potential = getattr(step, "potential", None)
+    return potential if isinstance(potential, ResNetPotential) and potential.depth else None
+
+
+def _is_like(guess: ResNetPotential | None, potential: ResNetPotential) -> bool:
+    """Whether two potentials have the same layers."""
+    return guess is not None and all(
+        getattr(guess, name) == getattr(potential, name) for name in ("dim", "width", "depth", "time_input")
+    )
+
+
+def _hidden_layers(potential: ResNetPotential) -> dict[str, Tensor]:
+    return {name: value for name, value in potential.state_dict().items() if name.startswith(("weights", "biases"))}
+
+
 def _reach(discrepancy: float) -> float:
     """Fraction of the learning rate for a law this near: the way left is at most sqrt(2 KL), Adam's steps are not less.
 
@@ -179,8 +288,8 @@ def _is_solved(problem: StepProblem, step: Map, inner: Particles) -> bool:
     some = inner[:_SOME]
     assert some.score is not None
     pushed = step.push(some.x, some.score)
-    value, gradient = problem.potential(pushed.x)
-    residual = problem.residual(some.x, pushed, some.log_rho - pushed.log_det, gradient)[value.isfinite()]
+    value, _, force = problem.field(pushed.x)
+    residual = problem.residual(some.x, pushed, some.log_rho - pushed.log_det, force)[value.isfinite()]
     return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness) < _NEGLIGIBLE_GAIN
 
 

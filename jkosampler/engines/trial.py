@@ -10,14 +10,16 @@ from torch import Tensor
 
 from jkosampler.diagnostics import Evidence, evidence
 from jkosampler.diagnostics.stationarity import stationarity, step_identities
-from jkosampler.energies import EnergyEvaluator
+from jkosampler.energies import EnergyEvaluator, Field
 from jkosampler.engines.base import State
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_size import Judgement
+from jkosampler.engines.step_solver import Solution, trained_potential
 from jkosampler.engines.training import TrainingResult
 from jkosampler.errors import FitError
-from jkosampler.maps import Conjugated, Map, ODEMap
+from jkosampler.maps import Map, ODEMap
 from jkosampler.particles import Particles
+from jkosampler.potentials import ResNetPotential
 
 __all__ = ["Trial", "claim", "contradiction", "escaped", "judge", "stationarity_of"]
 
@@ -31,10 +33,11 @@ class Trial(NamedTuple):
     """A solved step of flow time tau, the held-out particles after it, and what they say.
 
     `residual` is that of the step's first-order identities, `optimality_gap` (nats) bounds what a better map could
-    gain where the energy is displacement convex. `claim` and `missing_evidence` are for `State`.
+    gain where the energy is displacement convex; of a step of several stages, those of the last. `claim`,
+    `missing_evidence` and `warm_start` are for `State`.
     """
 
-    step: Conjugated
+    step: Map
     tau: float
     method: str
     check: Particles
@@ -47,6 +50,7 @@ class Trial(NamedTuple):
     optimality_gap: float
     claim: Evidence | None
     missing_evidence: str | None
+    warm_start: ResNetPotential | None
 
     def record(self, now: float) -> Bunch:
         """The step's line in the history."""
@@ -70,17 +74,9 @@ class Trial(NamedTuple):
             dissipation=self.dissipation,
         )
 
-    def hidden_layers(self) -> dict[str, Tensor]:
-        """A trained network's hidden layers, to start the next one from; empty after other steps."""
-        if self.method != "network":
-            return {}
-        state = self.step.inner.state_dict()
-        hidden = {name.removeprefix("potential."): value for name, value in state.items()}
-        return {name: value for name, value in hidden.items() if name.startswith(("weights", "biases"))}
 
-
-def judge(state: State, problem: StepProblem, step: Map, training: TrainingResult, method: str) -> Trial | None:
-    """Move the held-out particles by a map of the step's coordinates, and compare; None where it folds or loses some.
+def judge(state: State, solution: Solution) -> Trial | None:
+    """Move the held-out particles by a solved step, and compare; None where it folds or loses some.
 
     Means are over the particles at which the energy is finite before and after.
 
@@ -89,57 +85,61 @@ def judge(state: State, problem: StepProblem, step: Map, training: TrainingResul
     FitError
         The particles have escaped.
     """
-    energy, frame = state.flow.energy, problem.frame
-    outer = frame.conjugate(step)
-    check, outposts = state.check.push(outer), state.outposts.push(outer)
+    energy, problem = state.flow.energy, solution.problem
+    frame, step = problem.frame, solution.step
+    outer = solution.map()
+    start = state.check.push_all([stage for stage, _ in solution.stages])
+    check, outposts = start.push(frame.conjugate(step)), state.outposts.push(outer)
     if float(check.x.abs().max()) > _NOWHERE:
         raise escaped(state, "the energy falls without end")
     if not all(bool(tensor.isfinite().all()) for tensor in (check.x, check.log_rho, outposts.x, outposts.log_rho)):
         return None
-    potential, gradient = energy.potential(check.x)
-    values = potential + energy.internal(check.log_rho)
+    field = energy.field(check.x)
+    values = field.energy + energy.internal(check.log_rho)
     inside = values.isfinite() & state.values.isfinite()
     if int(inside.sum()) <= check.x.shape[1]:
         return None
     change = (values - state.values)[inside]
-    before, after = frame.to_inner(state.check[inside]), frame.to_inner(check[inside])
-    shift = after.x - before.x
-    discrepancy, dissipation = stationarity_of(energy, check[inside], potential[inside], gradient[inside])
+    before, after = frame.to_inner(start[inside]), frame.to_inner(check[inside])
+    shift, whole_shift = after.x - before.x, after.x - frame.to_inner(state.check[inside]).x
+    discrepancy, dissipation = stationarity_of(energy, check, field, inside)
     n_outside, n_outside_before = (int((~v.isfinite()).sum()) for v in (values, state.values))
     seen = claim(energy, values)
     missing = contradiction(state.claims, seen)
     judgement = Judgement(
         energy_change=float(change.mean()),
         standard_error=float(change.std()) / len(change) ** 0.5,
-        transport_cost=frame.cost * float(shift.square().sum(-1).mean()),
+        transport_cost=frame.cost * float(whole_shift.square().sum(-1).mean()),
         discrepancy=discrepancy,
-        integration_error=_integration_error(step, before, values[inside], problem),
+        integration_error=_integration_error(step, before, problem),
         lost_mass=missing is not None,
         left_support=n_outside > n_outside_before + 3.0 * n_outside**0.5,
     )
-    inner_gradient = gradient[inside] @ frame.factor
+    inner_gradient = field.gradient[inside] @ frame.factor
     return Trial(
         outer,
-        problem.tau,
-        method,
+        state.control.tau if state.control.exact else problem.tau,
+        solution.method,
         check,
         values,
         outposts,
         judgement,
         dissipation,
-        training,
+        solution.training,
         residual=_identity_residual(energy, problem, shift, after, inner_gradient),
         optimality_gap=_optimality_gap(energy, problem, shift, after, inner_gradient),
         claim=seen,
         missing_evidence=missing,
+        warm_start=trained_potential(step),
     )
 
 
 def stationarity_of(
-    energy: EnergyEvaluator, particles: Particles, potential: Tensor, gradient: Tensor
+    energy: EnergyEvaluator, particles: Particles, field: Field, inside: Tensor
 ) -> tuple[float, float]:
-    """Half the variance of dE/drho, and its relative Fisher information E[g'Cg] (NaN without scores)."""
-    variation = potential + energy.internal(particles.log_rho) + energy.pressure_per_mass(particles.log_rho)
+    """Half the variance of dE/drho, and its relative Fisher information E[g'Cg] (NaN without scores), where finite."""
+    particles, (_, variation, gradient) = particles[inside], (values[inside] for values in field)
+    variation = variation + energy.internal(particles.log_rho) + energy.pressure_per_mass(particles.log_rho)
     discrepancy = 0.5 * float(variation.var())
     if particles.score is None:
         return discrepancy, float("nan")
@@ -204,13 +204,15 @@ def _optimality_gap(
     return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness)
 
 
-def _integration_error(step: Map, before: Particles, values: Tensor, problem: StepProblem) -> float:
+def _integration_error(step: Map, before: Particles, problem: StepProblem) -> float:
     """Change of the energy when the ODE of the step is integrated more finely; zero for other maps."""
     if not isinstance(step, ODEMap):
         return 0.0
     some = before[:500]
-    with torch.no_grad():
-        z, log_det, _ = step.integrate(some.x, 0.0, 1.0, refine=_REFINEMENT)
-    fine = problem.potential(z)[0] + problem.energy.internal(some.log_rho - log_det)
-    change = (fine - values[: len(some)])[fine.isfinite()]
-    return float(change.mean())
+    energies = []
+    for refine in (1, _REFINEMENT):
+        with torch.no_grad():
+            z, log_det, _ = step.integrate(some.x, 0.0, 1.0, refine=refine)
+        energies.append(problem.field(z).energy + problem.energy.internal(some.log_rho - log_det))
+    change = energies[1] - energies[0]
+    return float(change[change.isfinite()].mean())

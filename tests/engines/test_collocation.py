@@ -63,7 +63,7 @@ def test_equation_is_the_integral_of_the_residual(name: str) -> None:
     (slope,) = torch.autograd.grad(variation(z).sum(), z)
     assert points.score is not None
     pushed = step.push(points.x, points.score)
-    _, gradient = problem.potential(pushed.x)
+    gradient = problem.field(pushed.x).gradient
     residual = problem.residual(points.x, pushed, points.log_rho - pushed.log_det, gradient)
     jacobian = torch.eye(2, dtype=z.dtype) + potential.hessian(points.x)
     torch.testing.assert_close(slope, (jacobian @ residual.detach().unsqueeze(-1)).squeeze(-1).detach())
@@ -136,7 +136,7 @@ def test_points_of_infinite_energy_are_left_out() -> None:
         return torch.where(x[:, 0] < 3.0, -0.5 * x.square().sum(-1), -torch.inf)
 
     problem, points, weights = small_problem(KL(log_target), 2000)
-    assert 0 < int((problem.potential(points.x)[0] == torch.inf).sum()) < 40
+    assert 0 < int((problem.field(points.x).energy == torch.inf).sum()) < 40
     result = solve_collocation(problem, points, weights, ridge_potential(width=30))
     assert result is not None
     assert np.isfinite([result.before, result.after]).all()

@@ -190,7 +190,7 @@ def test_residual_vanishes_at_every_particle_at_the_exact_step(metric: str) -> N
     step = random_map("gradient", 2, size=0.0)
     _add_exact(step, WORKED, metric, frame, TAU)
     pushed = step.push(batch.x, batch.score)
-    gradient = problem.potential(pushed.x)[1]
+    gradient = problem.field(pushed.x).gradient
     residual = problem.residual(batch.x, pushed, batch.log_rho - pushed.log_det, gradient)
     assert float(residual.abs().max()) < 1e-8
     loss, _ = PathGradient(problem)(step, batch)
@@ -201,7 +201,7 @@ def test_residual_is_the_slope_of_the_first_variation() -> None:
     problem, batch = small_step(MIXED, 5)
     step = random_map("gradient", 2, size=0.1)
     pushed = step.push(batch.x, batch.score)
-    found = problem.residual(batch.x, pushed, batch.log_rho - pushed.log_det, problem.potential(pushed.x)[1])
+    found = problem.residual(batch.x, pushed, batch.log_rho - pushed.log_det, problem.field(pushed.x).gradient)
 
     def variation(y: Tensor) -> Tensor:
         """V + U'(rho') at y, with rho' from the inverse map: U' = 2 (log rho + 1) + rho."""
@@ -232,7 +232,7 @@ def test_the_target_sees_its_own_precision_whatever_the_network_has() -> None:
         return double_well(x)
 
     problem, batch = small_step(KL(log_target), 10)
-    value, gradient = problem.potential(batch.x.float())
+    value, _, gradient = problem.field(batch.x.float())
     assert (value.dtype, gradient.dtype, seen) == (torch.float32, torch.float32, [torch.float64])
     step = random_map("gradient", 2).float()
     assert isinstance(step, GradientMap)

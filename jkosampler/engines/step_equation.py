@@ -1,0 +1,222 @@
+"""The Euler-Lagrange equation of a step, integrated once: its error at points, and the derivative of that.
+
+In the coordinates z of a step the exact map `T(z) = z + grad phi(z)` makes
+
+    F(z) = [V + W * rho' + U'(rho')](T(z)) + k (phi + |grad phi|^2 / 2)(z),        k = cost / tau,
+
+the same everywhere: its gradient is `DT' r`, with r the residual of the step's Euler-Lagrange equation. `F` holds no
+sampling noise and needs no score, and least squares for it are those of a pointwise equation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from scipy.stats import chi
+from torch import Tensor
+
+from jkosampler.engines.affine import set_affine
+from jkosampler.engines.objectives import StepProblem
+from jkosampler.errors import TargetError
+from jkosampler.maps import cholesky_and_log_det
+from jkosampler.particles import Particles
+from jkosampler.potentials import ResNetPotential, log_two_cosh
+
+__all__ = ["Linearised", "StepEquation", "n_functions"]
+
+_FAR_POINTS, _FAR = 2000, (1.0, 5.0)  # where far bends are priced, in radii of the points
+_TAIL_FROM = 0.865  # share of a Gaussian within the radius where defended tails begin; 2 in two dimensions
+_MOST_LOST = 0.02  # weight of points at which F is infinite at the start, that an equation can do without
+
+
+def n_functions(potential: ResNetPotential) -> int:
+    """Ridge, linear and quadratic functions of a potential of depth 1: the unknowns of its outer layer."""
+    return potential.width + potential.dim + potential.dim * (potential.dim + 1) // 2
+
+
+class Linearised(NamedTuple):
+    """F at some parameters: its misfit (nats), that and the price of far bends, and what the derivative is made of."""
+
+    parameters: Tensor
+    residual: Tensor  # (n,), F less its weighted mean
+    misfit: float  # half the weighted variance of F
+    objective: float
+    force: Tensor  # (n, d), grad (V + W * rho')(T) + k grad phi
+    inverse: Tensor  # (n, d, d), DT^-1
+    slope: Tensor  # (n, 1), P'(rho')
+
+
+class StepEquation:
+    """F and its derivative in the parameters of a potential of depth 1, for points (n, d) with positive weights (n,).
+
+    The parameters are the outer layer, the linear and quadratic terms and, where `hidden`, weights and biases of the
+    ridge functions. The first `n_draws` points are draws of the law, which is what an interaction feels; its own change
+    with the map is left out of the derivative.
+    """
+
+    def __init__(
+        self,
+        problem: StepProblem,
+        points: Particles,
+        weights: Tensor,
+        potential: ResNetPotential,
+        *,
+        hidden: bool = False,
+        n_draws: int | None = None,
+    ) -> None:
+        self.problem, self.potential, self.hidden = problem, potential, hidden
+        self.z, self.log_rho, self.weights = points.x.double(), points.log_rho.double(), weights.double()
+        self.draws = slice(0, len(points) if n_draws is None else n_draws)
+        d, m = potential.dim, potential.width
+        self.triangle = torch.triu_indices(d, d, device=points.x.device)
+        self.sizes = [m, d, self.triangle.shape[1], *([m * d, m] if hidden else [])]
+        self.far, self.far_bends = self._far_bends()
+        self.price = 0.0 if hidden else 1.0
+        self.tilt = torch.zeros_like(self.log_rho)
+
+    def start(self) -> Linearised | None:
+        """At the potential as it is, on the points where F is finite; None where too many are lost."""
+        parameters = self.parameters()
+        variation, force, factor, slope = self._variation(parameters)
+        usable = variation.isfinite()
+        if float(self.weights[usable].sum()) < (1.0 - _MOST_LOST) * float(self.weights.sum()):
+            return None
+        self.draws = slice(0, int(usable[self.draws].sum()))
+        self.z, self.log_rho, self.tilt = self.z[usable], self.log_rho[usable], self.tilt[usable]
+        self.weights = self.weights[usable] / self.weights[usable].sum()
+        return self._linearised(parameters, variation[usable], force[usable], factor[usable], slope[usable])
+
+    def parameters(self) -> Tensor:
+        """Those of the potential as it is (p,)."""
+        potential = self.potential
+        quadratic = potential.quadratic_form()[self.triangle[0], self.triangle[1]]
+        parts = [potential.output, potential.linear, quadratic]
+        if self.hidden:
+            parts += [potential.weights[0].flatten(), potential.biases[0]]
+        return torch.cat(parts).detach().double()
+
+    def set(self, parameters: Tensor) -> None:
+        """Give the potential these parameters."""
+        output, linear, quadratic, *ridges = parameters.split(self.sizes)
+        upper = torch.zeros(len(linear), len(linear)).to(parameters)
+        upper[self.triangle[0], self.triangle[1]] = quadratic
+        with torch.no_grad():
+            self.potential.output.copy_(output)
+            for own, new in zip((self.potential.weights[0], self.potential.biases[0]), ridges, strict=False):
+                own.copy_(new.reshape(own.shape))
+        set_affine(self.potential, torch.triu(upper) + torch.triu(upper, 1).mT, linear)
+
+    def at(self, parameters: Tensor) -> Linearised | None:
+        """None where F is not finite at some point."""
+        try:
+            variation, force, factor, slope = self._variation(parameters)
+        except TargetError:
+            return None
+        return self._linearised(parameters, variation, force, factor, slope) if variation.isfinite().all() else None
+
+    def derivative(self, now: Linearised) -> Tensor:
+        """The derivative of the residual (n, p)."""
+        columns = self._derivative(now)
+        return columns.sub_(self.weights @ columns)
+
+    def _linearised(
+        self, parameters: Tensor, variation: Tensor, force: Tensor, factor: Tensor, slope: Tensor
+    ) -> Linearised:
+        residual, misfit = self._misfit(variation - self.tilt)
+        return self.priced(Linearised(parameters, residual, misfit, 0.0, force, torch.cholesky_inverse(factor), slope))
+
+    def _misfit(self, variation: Tensor) -> tuple[Tensor, float]:
+        """What is left of F (n,) beside a constant, and half its weighted variance."""
+        residual = variation - self.weights @ variation
+        return residual, 0.5 * float(self.weights @ residual.square())
+
+    def defended(self, now: Linearised) -> Linearised:
+        """The same for an equation with heavier tails: importance weights then fall where the errors grow.
+
+        F is to exceed its constant, and with it the log density that of the target, by as much as the equation is
+        in error, times the squared distance into the tails.
+        """
+        radius = self.z.norm(dim=1) - chi.ppf(_TAIL_FROM, self.potential.dim)
+        self.tilt = math.sqrt(2.0 * now.misfit) * radius.clamp(min=0.0).square()
+        residual, misfit = self._misfit(now.residual - self.tilt)
+        return now._replace(residual=residual, misfit=misfit)
+
+    def priced(self, now: Linearised) -> Linearised:
+        """The same with the objective of the present price of far bends."""
+        if self.price == 0.0:
+            return now._replace(objective=now.misfit)
+        price = 0.5 * self.price * float((self.far_bends @ now.parameters).square().sum())
+        return now._replace(objective=now.misfit + price)
+
+    @torch.no_grad()
+    def folds_beyond(self, now: Linearised) -> bool:
+        """Whether the map folds at a far point."""
+        self.set(now.parameters)
+        hessian = self.potential.hessian(self.far)
+        log_det = cholesky_and_log_det(torch.eye(self.potential.dim).to(hessian) + hessian)[1]
+        return not bool(log_det.isfinite().all())
+
+    @torch.no_grad()
+    def _far_bends(self) -> tuple[Tensor, Tensor]:
+        """Points beyond those of the equation (k, d), and second derivatives of the functions there, each in one
+        direction, over the root of k (k, p).
+        """
+        potential, generator = self.potential, torch.Generator().manual_seed(0)
+        d, n = potential.dim, _FAR_POINTS
+        normal = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+        position, direction = (normal / normal.norm(dim=-1, keepdim=True)).to(self.z)
+        near, end = _FAR
+        radius = self.z.norm(dim=1).max() * (near + (end - near) * torch.rand(n, 1, generator=generator).to(self.z))
+        w = potential.weights[0]
+        far = radius * position
+        a = torch.addmm(potential.biases[0], far, w.mT)
+        ridge = (1.0 - torch.tanh(a).square()) * (direction @ w.mT).square()
+        rest = torch.zeros(n, sum(self.sizes[1:])).to(ridge)
+        return far, torch.cat([ridge, rest], dim=1) / math.sqrt(n)
+
+    @torch.no_grad()
+    def _variation(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """F (n,), NaN where the map folds; the force, the Cholesky factor of DT and P'."""
+        self.set(parameters)
+        potential, energy, k = self.potential, self.problem.energy, self.problem.stiffness
+        gradient, hessian = potential.gradient_and_hessian(self.z)
+        factor, log_det = cholesky_and_log_det(torch.eye(potential.dim).to(self.z) + hessian)
+        moved = self.z + gradient
+        if not energy.has_interaction:
+            field = self.problem.field(moved)
+        else:
+            weights = self.weights[self.draws] / self.weights[self.draws].sum()
+            everything = self.draws.stop == len(moved)
+            field = self.problem.field(moved, weights, None if everything else moved[self.draws])
+        log_rho = self.log_rho - log_det
+        variation = field.variation + energy.internal(log_rho) + energy.pressure_per_mass(log_rho)
+        variation = variation + k * (potential.value(self.z) + 0.5 * gradient.square().sum(-1))
+        return variation, field.gradient + k * gradient, factor, energy.pressure_slope(log_rho).unsqueeze(-1)
+
+    @torch.no_grad()
+    def _derivative(self, now: Linearised) -> Tensor:
+        """`(force . grad + k - P' tr(DT^-1 hess)) psi` at every point for the derivative psi of phi in every parameter."""
+        w, b, k = self.potential.weights[0], self.potential.biases[0], self.problem.stiffness
+        self.set(now.parameters)
+        a = torch.addmm(b, self.z, w.mT)
+        tanh = torch.tanh(a)
+        bent = 1.0 - tanh.square()
+        rows = (now.inverse @ w.mT).mT  # (n, m, d), DT^-1 w
+        bend = now.slope * (rows * w).sum(-1)  # P' w' DT^-1 w
+        along = now.force @ w.mT
+        ridge = along * tanh + k * log_two_cosh(a) - bent * bend
+        linear = now.force + k * self.z
+        i, j = self.triangle
+        zi, zj = self.z[:, i], self.z[:, j]
+        quadratic = now.force[:, i] * zj + now.force[:, j] * zi + k * zi * zj - 2.0 * now.slope * now.inverse[:, i, j]
+        # the diagonal carries the factor 1/2 of z'Az/2
+        quadratic = quadratic * torch.where(i == j, 0.5, 1.0).to(quadratic)
+        if not self.hidden:
+            return torch.cat([ridge, linear, quadratic], dim=1)
+        c = self.potential.output
+        bias = c * (along * bent + k * tanh + 2.0 * tanh * bent * bend)
+        weight = bias.unsqueeze(-1) * self.z.unsqueeze(1) + (c * tanh).unsqueeze(-1) * now.force.unsqueeze(1)
+        weight -= (2.0 * c * bent * now.slope).unsqueeze(-1) * rows
+        return torch.cat([ridge, linear, quadratic, weight.flatten(1), bias], dim=1)
