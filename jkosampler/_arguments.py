@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jkosampler.errors import ArgumentError
 
-__all__ = ["cholesky_factor", "draw_size", "float_tensor", "generator_or_fresh", "warn_user"]
+__all__ = ["cholesky_factor", "draw_size", "float_tensor", "generator_or_fresh", "positive_number", "warn_user"]
 
 _PACKAGE = str(Path(__file__).parent / "_")[:-1]  # with the separator at its end
 
@@ -36,6 +36,20 @@ def float_tensor(value: Any, name: str) -> Tensor:
     if not bool(tensor.isfinite().all()):
         raise ArgumentError(f"{name} must be finite, got {value!r}.")
     return tensor
+
+
+def positive_number(value: Any, name: str) -> float:
+    """Read one positive, finite number.
+
+    Raises
+    ------
+    ArgumentError
+        It is anything else.
+    """
+    number = float_tensor(value, name)
+    if number.numel() != 1 or float(number) <= 0.0:
+        raise ArgumentError(f"{name} must be one positive number, got {value!r}.")
+    return float(number)
 
 
 def cholesky_factor(matrix: Tensor, name: str) -> Tensor:

@@ -12,8 +12,22 @@ import torch.distributions as td
 from scipy import stats
 from torch import Tensor
 
+from jkosampler import laws
 from jkosampler.errors import ArgumentError
-from jkosampler.laws import CallableLaw, Gaussian, Law, Mixture, Normal, Product, TorchLaw, Uniform, as_law
+from jkosampler.laws import (
+    Ball,
+    Barenblatt,
+    CallableLaw,
+    Gaussian,
+    Law,
+    Mixture,
+    Normal,
+    Parabola,
+    Product,
+    TorchLaw,
+    Uniform,
+    as_law,
+)
 
 F64 = torch.float64
 Density = Callable[[np.ndarray], np.ndarray]
@@ -58,6 +72,18 @@ LAWS: dict[str, tuple[Callable[[], Law], Density]] = {
     "box": (
         lambda: Uniform([-1.0, 0.0], [1.0, 3.0]),
         lambda x: stats.uniform(-1, 2).pdf(x[:, 0]) * stats.uniform(0, 3).pdf(x[:, 1]),
+    ),
+    "ball": (
+        lambda: Ball([1.0, -1.0], 2.0),
+        lambda x: (((x - [1.0, -1.0]) ** 2).sum(axis=1) < 4.0) / (4.0 * math.pi),
+    ),
+    "parabola": (  # Beta(2, 2) on [-1, 1]
+        lambda: Parabola(1),
+        lambda x: stats.beta(2.0, 2.0, loc=-1.0, scale=2.0).pdf(x[:, 0]),
+    ),
+    "barenblatt": (
+        lambda: Barenblatt(dim=2, m=2, age=0.1),
+        lambda x: np.maximum(0.1**-0.5 * ((8.0 * math.pi) ** -0.5 - (x**2).sum(axis=1) / (16.0 * 0.1**0.5)), 0.0),
     ),
     "mixture": (
         lambda: Mixture([1.0, 3.0], [Gaussian([0.0, 0.5], COVARIANCE), Gaussian([4.0, -2.0], 0.25)]),
@@ -217,6 +243,23 @@ def test_other_precision(case: Case) -> None:
     torch.testing.assert_close(single.log_prob(x.float()).double(), law.log_prob(x), rtol=1e-3, atol=1e-3)
 
 
+def test_another_mass_changes_nothing_else(case: Case) -> None:
+    law, _ = case
+    heavy = law.with_mass(2.5)
+    assert heavy.mass == heavy.to(torch.float32).mass == heavy.smoothed().mass == 2.5
+    assert law.smoothed().mass == law.mass == pytest.approx(1.0, rel=1e-14)
+    assert heavy.has_jump == law.has_jump
+    assert heavy.describe() == law.describe() == repr(law)
+    assert repr(heavy) == f"{law.describe()} of mass 2.5"
+    x = law.sample((20,), generator=generator(8))
+    assert torch.equal(heavy.sample((20,), generator=generator(8)), x)
+    assert torch.equal(heavy.log_prob(x), law.log_prob(x))
+    assert torch.equal(heavy.score(x), law.score(x))
+    assert torch.equal(heavy.mean, law.mean)
+    with pytest.raises(ArgumentError, match="mass must be one positive number"):
+        law.with_mass(0.0)
+
+
 def test_wrong_shape_of_points_is_named(case: Case) -> None:
     law, _ = case
     with pytest.raises(ArgumentError, match=rf"x must have shape \(n, {law.dim}\)"):
@@ -238,7 +281,7 @@ def test_score_is_zero_where_the_density_is() -> None:
 
 def test_every_law_is_tested() -> None:
     tested = {type(make()) for make, _ in LAWS.values()}
-    assert tested == {Gaussian, Normal, Uniform, Mixture, Product, TorchLaw, CallableLaw}
+    assert tested == {getattr(laws, name) for name in laws.__all__} - {Law, as_law}
 
 
 def test_smoothing_keeps_the_smooth_factors() -> None:
@@ -247,6 +290,14 @@ def test_smoothing_keeps_the_smooth_factors() -> None:
     assert isinstance(smooth.factors[0], CallableLaw)
     assert isinstance(smooth.factors[1], Gaussian)
     assert float(smooth.covariance[1, 1]) == pytest.approx(400 / 12)
+
+
+def test_masses_multiply_in_a_product_and_not_in_a_mixture() -> None:
+    heavy, heavier = Normal(0.0, 1.0).with_mass(2.0), Uniform(0.0, 1.0).with_mass(3.0)
+    assert Product([heavy, heavier]).mass == Product([heavy, heavier]).smoothed().mass == 6.0
+    mixture = Mixture([0.5, 0.5], [heavy, heavier])
+    assert mixture.mass == 1.0
+    assert mixture.weights.tolist() == [0.5, 0.5]
 
 
 def test_single_precision_torch_law_is_evaluated_in_double() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ class Mixture(Law):
     Parameters
     ----------
     weights : array_like (k,)
-        Positive; divided by their sum.
+        Positive; divided by their sum. They are the components' shares, whatever the masses of these; the mixture
+        has mass 1 until `with_mass` gives it another.
     components : sequence of k laws or torch distributions
 
     Raises
@@ -79,7 +81,7 @@ class Mixture(Law):
         """Mixture of the smoothed components."""
         if not self.has_jump:
             return self
-        return Mixture(self.weights, [law.smoothed() for law in self.components]).to(self.dtype)
+        return Mixture(self.weights, [law.smoothed() for law in self.components]).to(self.dtype).with_mass(self.mass)
 
     def describe(self) -> str:
         """Say in a few words which law this is."""
@@ -90,6 +92,8 @@ class Mixture(Law):
 
 class Product(Law):
     """Independent laws side by side: the coordinates of the first, then of the second, and so on.
+
+    Its mass is the product of theirs.
 
     Parameters
     ----------
@@ -109,6 +113,7 @@ class Product(Law):
         super().__init__(sum(law.dim for law in laws), device=laws[0].device)
         self.factors = [law.to(self.dtype, self.device) for law in laws]
         self.has_jump = any(law.has_jump for law in laws)
+        self.mass = math.prod(law.mass for law in laws)
 
     @property
     def mean(self) -> Tensor:
@@ -132,7 +137,7 @@ class Product(Law):
         """Product of the smoothed factors."""
         if not self.has_jump:
             return self
-        return Product([law.smoothed() for law in self.factors]).to(self.dtype)
+        return Product([law.smoothed() for law in self.factors]).to(self.dtype).with_mass(self.mass)
 
     def describe(self) -> str:
         """Say in a few words which law this is."""

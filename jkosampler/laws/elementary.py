@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from jkosampler._arguments import cholesky_factor, draw_size, float_tensor, generator_or_fresh
+from jkosampler._arguments import cholesky_factor, draw_size, float_tensor, generator_or_fresh, positive_number
 from jkosampler.errors import ArgumentError
 
 __all__ = ["Gaussian", "Law", "Normal", "Uniform"]
@@ -33,7 +33,7 @@ class Law(ABC):
     dtype, device
         Of the draws; points are converted to them.
     mass : float
-        Total mass: 1 for a probability law. `log_prob` is always the normalised one.
+        Total mass: 1 for a probability law, any other by `with_mass`. `log_prob` is always the normalised one.
     has_jump : bool
         True for a density that doesn't vanish continuously at its edge, such as a uniform box.
     """
@@ -98,12 +98,28 @@ class Law(ABC):
     def _log_prob(self, x: Tensor) -> Tensor: ...
 
     def smoothed(self) -> Law:
-        """Return a law without a jump, of the same mean and covariance: the law itself where it has none."""
-        return Gaussian(self.mean, self.covariance).to(self.dtype, self.device) if self.has_jump else self
+        """Return a law without a jump, of the same mass, mean and covariance: the law itself where it has none."""
+        if not self.has_jump:
+            return self
+        return Gaussian(self.mean, self.covariance).to(self.dtype, self.device).with_mass(self.mass)
 
     def describe(self) -> str:
         """Say in a few words which law this is."""
         return f"{type(self).__name__} law in {self.dim} dimension{'s' if self.dim > 1 else ''}"
+
+    def with_mass(self, mass: float) -> Self:
+        """Return a copy of the law with another total mass; its draws and its normalised density stay.
+
+        `as_law(distribution).with_mass(2.0)` is a torch distribution of mass 2.
+
+        Raises
+        ------
+        ArgumentError
+            The mass is not positive and finite.
+        """
+        scaled = copy.copy(self)
+        scaled.mass = positive_number(mass, "mass")
+        return scaled
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Self:
         """Return a copy of the law on another dtype or device (None: unchanged)."""
@@ -115,7 +131,7 @@ class Law(ABC):
         return moved
 
     def __repr__(self) -> str:
-        return self.describe()
+        return self.describe() + ("" if math.isclose(self.mass, 1.0) else f" of mass {self.mass:.4g}")
 
     def _points(self, x: Tensor) -> Tensor:
         x = torch.as_tensor(x, dtype=self.dtype, device=self.device)
