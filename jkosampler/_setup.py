@@ -114,7 +114,9 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
     if isinstance(sampler.order, bool) or sampler.order not in (1, 2):
         raise ArgumentError(f"order must be 1 or 2, got {sampler.order!r}.")
     if sampler.order == 2 and sampler.step_size is None:
-        raise ArgumentError("order=2 is that of fixed steps: give step_size; without it only the end of the flow matters.")
+        raise ArgumentError(
+            "order=2 is that of fixed steps: give step_size; without it only the end of the flow matters."
+        )
     if sampler.initial is not None and isinstance(sampler.initial, Tensor | np.ndarray | list | tuple):
         raise ArgumentError(
             "initial must be a law of jkosampler.laws or a torch Distribution, got points or numbers; starting "

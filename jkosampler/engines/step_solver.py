@@ -90,7 +90,9 @@ class StepSolver:
                 solution = self._solve(_GAMMA * tau)
                 if solution is None:
                     return None
-                training = TrainingResult(solution.training.loss, training.n_iterations + solution.training.n_iterations)
+                training = TrainingResult(
+                    solution.training.loss, training.n_iterations + solution.training.n_iterations
+                )
                 if piece == pieces - 1 and share == _GAMMA:
                     break
                 self.guess = trained_potential(solution.step) or self.guess

@@ -134,9 +134,7 @@ def judge(state: State, solution: Solution) -> Trial | None:
     )
 
 
-def stationarity_of(
-    energy: EnergyEvaluator, particles: Particles, field: Field, inside: Tensor
-) -> tuple[float, float]:
+def stationarity_of(energy: EnergyEvaluator, particles: Particles, field: Field, inside: Tensor) -> tuple[float, float]:
     """Half the variance of dE/drho, and its relative Fisher information E[g'Cg] (NaN without scores), where finite."""
     particles, (_, variation, gradient) = particles[inside], (values[inside] for values in field)
     variation = variation + energy.internal(particles.log_rho) + energy.pressure_per_mass(particles.log_rho)
