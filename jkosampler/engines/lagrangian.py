@@ -147,6 +147,13 @@ class Lagrangian(BaseEstimator):
         self._check_settings()
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
         check = Particles.draw(flow.law, _CHECK_PARTICLES, flow.generator)
+        outposts = Particles.draw(flow.law, _OUTPOSTS, flow.generator).without_score()
+        if flow.mobility is not None:
+            pool = pool[pool.log_rho.argsort()]  # the thinnest first
+            if not flow.energy.has_internal:  # nothing else asks for scores, which shocks make infinite
+                pool, check = pool.without_score(), check.without_score()
+            for particles in (pool, check, outposts):
+                flow.mobility.check(flow.energy.mass * particles.log_rho.exp())
         flow.energy.check_start(check.x)
         field = flow.energy.field(check.x)
         values = field.energy + flow.energy.internal(check.log_rho)
@@ -158,7 +165,7 @@ class Lagrangian(BaseEstimator):
             pool,
             check,
             values,
-            Particles.draw(flow.law, _OUTPOSTS, flow.generator).without_score(),
+            outposts,
             discrepancy=discrepancy,
             dissipation=dissipation,
             claims=() if seen is None else (seen,),

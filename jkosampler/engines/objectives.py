@@ -27,17 +27,19 @@ from jkosampler.energies import EnergyEvaluator, Field
 from jkosampler.errors import ArgumentError
 from jkosampler.maps import Map, Pushed
 from jkosampler.metrics import Frame
+from jkosampler.mobility import Mobility
 from jkosampler.particles import Particles
 
 __all__ = ["GRADIENTS", "ControlVariate", "Objective", "PathGradient", "Plain", "StepProblem"]
 
 
 class StepProblem(NamedTuple):
-    """One step to solve: the energy, the coordinates, and the step size tau in flow time."""
+    """One step to solve: the energy, the coordinates, the step size tau in flow time, and a mobility beside rho's own."""
 
     energy: EnergyEvaluator
     frame: Frame
     tau: float
+    mobility: Mobility | None = None
 
     @property
     def stiffness(self) -> float:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
+import math
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jkosampler.composed import Chain
+from jkosampler.displacement import DisplacementMap, RidgeField
 from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.collocation import draw_ridge_functions, solve_collocation, train_ridges
+from jkosampler.engines.mobility_step import draw_ridges, solve_with_mobility
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
 from jkosampler.engines.step_equation import n_functions
 from jkosampler.engines.step_size import Control
@@ -23,7 +26,7 @@ from jkosampler.potentials import ResNetPotential
 if TYPE_CHECKING:
     from jkosampler.engines.lagrangian import Lagrangian
 
-__all__ = ["Solution", "StepSolver", "trained_potential"]
+__all__ = ["Solution", "StepSolver", "trained_part"]
 
 _GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
 _HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
@@ -39,6 +42,8 @@ _TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensio
 _FEWEST_POINTS, _POINTS_PER_PARAMETER = 4, 8
 _FIRST_ITERATIONS, _ITERATIONS = 60, 30  # with ridges drawn at random, and with those of the step before
 _LEFT, _NEGLIGIBLE_MISFIT = 1e-3, 1e-5  # of the misfit at the start, and nats, that solved steps may leave
+_SPARSE, _OTHERS = 500, 2000  # points of a step with a mobility: where the law began thinnest, and elsewhere
+_MOBILITY_ITERATIONS, _ROUNDS, _NEW_POINTS = 20, 4, 300
 _UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
 
 
@@ -95,7 +100,7 @@ class StepSolver:
                 )
                 if piece == pieces - 1 and share == _GAMMA:
                     break
-                self.guess = trained_potential(solution.step) or self.guess
+                self.guess = trained_part(solution.step) or self.guess
                 factor = (1.0 - _GAMMA) / _GAMMA if share != _GAMMA else 1.0
                 stage = solution.problem.frame.conjugate(solution.step.scaled(factor))
                 self.pool = self.pool.push(stage)
@@ -106,6 +111,8 @@ class StepSolver:
 
     def _solve(self, tau: float) -> Solution | None:
         """One implicit step of the pool."""
+        if self.flow.mobility is not None:
+            return self._with_mobility(tau)
         weights = self._weights(self.pool)
         frame = self.flow.metric.frame(self.pool, weights)
         # A fixed step is in flow time; an adaptive one in that of whitened coordinates.
@@ -125,6 +132,40 @@ class StepSolver:
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
         found = self._ridges(problem, affine, inner) if self.control.exact else None
         return found or self._network(problem, affine, inner)
+
+    def _with_mobility(self, tau: float) -> Solution | None:
+        """A step of a flow with a mobility; points that it would bring to a forbidden density join those it is solved on."""
+        flow, pool = self.flow, self.pool
+        equal = torch.full_like(pool.log_rho, 1.0 / len(pool))
+        frame = flow.metric.frame(pool, equal)
+        problem = StepProblem(flow.energy, frame, tau, flow.mobility)
+        inner = frame.to_inner(pool)
+        d = inner.x.shape[1]
+        width = max(1, min(self.engine.n_ridges or _TRAINED_RIDGES, len(pool) // (_FEWEST_POINTS * (d + 2))))
+        field = RidgeField(d, width, device=inner.x.device)
+        if isinstance(self.guess, RidgeField) and self.engine.warm_start and (self.guess.dim, self.guess.width) == (d, width):
+            field = deepcopy(self.guess)
+        else:
+            draw_ridges(field, flow.generator)
+        rows, weights = _sparse_first(len(pool), flow.generator)
+        most, effort = _MOBILITY_ITERATIONS * self.control.effort, self.control.effort
+        for _ in range(_ROUNDS):
+            found = solve_with_mobility(
+                problem, inner[rows], weights.to(inner.x) / weights.sum(), field, max_iterations=most, effort=effort
+            )
+            if found is None:
+                return None
+            step = DisplacementMap(field)
+            log_rho = inner.push(step).log_rho if inner.score is None else inner.without_score().push(step).log_rho
+            highest = math.log(problem.mobility.limit) - math.log(flow.energy.mass) if problem.mobility else math.inf
+            wrong = (~(log_rho < highest)).nonzero().squeeze(-1).cpu()
+            if not len(wrong):
+                return Solution(problem, step, TrainingResult(found.decrease, found.n_iterations), "mobility")
+            new = wrong[~torch.isin(wrong, rows)][:_NEW_POINTS]
+            if not len(new):
+                return None
+            rows, weights = torch.cat([rows, new]), torch.cat([weights, torch.full((len(new),), 1.0 / len(pool))])
+        return None
 
     def _weights(self, particles: Particles) -> Tensor:
         """Weights with which the affine part of a step is exact for the laws that the energy keeps affine."""
@@ -258,15 +299,28 @@ def _displacement(affine: AffineSolution) -> tuple[Tensor, Tensor]:
     return affine.matrix - torch.eye(len(affine.shift)).to(affine.shift), affine.shift
 
 
-def trained_potential(step: Map) -> ResNetPotential | None:
-    """The potential of a map, where it has ridges or a network to start the next one from."""
+def _sparse_first(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows of a pool of n that is sorted by its first density, and their weights.
+
+    All of the thinnest part, where maps fold first and few particles are, and a share of the rest.
+    """
+    n_sparse = min(_SPARSE, n // 4)
+    order = torch.randperm(n - n_sparse, generator=generator)[:_OTHERS].cpu()
+    others = torch.full((len(order),), (n - n_sparse) / (n * len(order)))
+    return torch.cat([torch.arange(n_sparse), n_sparse + order]), torch.cat([torch.full((n_sparse,), 1.0 / n), others])
+
+
+def trained_part(step: Map) -> nn.Module | None:
+    """What the next step may start from: a field, or a potential with ridges or a network."""
+    if isinstance(step, DisplacementMap):
+        return step.field
     potential = getattr(step, "potential", None)
     return potential if isinstance(potential, ResNetPotential) and potential.depth else None
 
 
-def _is_like(guess: ResNetPotential | None, potential: ResNetPotential) -> bool:
+def _is_like(guess: nn.Module | None, potential: ResNetPotential) -> TypeGuard[ResNetPotential]:
     """Whether two potentials have the same layers."""
-    return guess is not None and all(
+    return isinstance(guess, ResNetPotential) and all(
         getattr(guess, name) == getattr(potential, name) for name in ("dim", "width", "depth", "time_input")
     )
 
