@@ -1,4 +1,4 @@
-"""Mobilities M(rho): the flow `d rho/dt = div(M(rho) grad dE/drho)` and the action `int rho / M(rho) |v|^2` of its metric.
+"""Mobilities M(rho) of flows `d rho/dt = div(M(rho) grad dE/drho)`, whose action is `int rho^2 / M(rho) |v|^2`.
 
 Equation (24) of Lee, Wang, Li (arXiv 2311.06700). The resistance `rho / M(rho)` is needed along the whole path of a
 step. Where M vanishes at a largest density, as `rho (1 - rho)` does at one, it is infinite there and negative beyond: a
@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from jkosampler.errors import ArgumentError

@@ -52,8 +52,8 @@ class State:
     `pool` are the particles that steps are solved on. Held-out particles of the same law judge the steps: `check`,
     with the energy `values` (n,) at each, +inf where no mass may be; and many more `outposts`, at which a map must
     not fold. `claims` are what the importance weights of this law and those before it say of the evidence, where they
-    say anything; `missing_evidence` is a sentence when one of them contradicts the last. `warm_start` is the last potential
-    with ridges or a network.
+    say anything; `missing_evidence` is a sentence when one of them contradicts the last. `warm_start` is the last
+    potential with ridges or a network, or the last field of a flow with a mobility.
     """
 
     flow: GradientFlow

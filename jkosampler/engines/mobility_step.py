@@ -5,8 +5,8 @@ Equation (24) of Lee, Wang, Li (arXiv 2311.06700) with its missing energy: over 
     J(T) = E[ int_0^1 R(rho_s) ds  k |u|^2 / 2 + (V + W * rho' / 2 + U(rho') / rho')(T) ],    R(rho) = rho / M(rho),
 
 with rho_s the density on the straight path, `rho_k / det(I + s Du)`, by Simpson's rule in s. The minimiser moves along
-`(M / rho) grad phi`, which is no gradient in general: a gradient is tried first, and the rest of the field (`displacement`)
-joins in where that leaves part of the motion out.
+`(M / rho) grad phi`, which is no gradient in general: a gradient is tried first, and the rest of the field
+(`displacement`) joins in where that leaves part of the motion out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jkosampler.displacement import DisplacementMap, RidgeField
+from jkosampler.displacement import RidgeField
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.errors import TargetError
 from jkosampler.mobility import Mobility
@@ -53,7 +53,7 @@ def draw_ridges(field: RidgeField, generator: torch.Generator) -> None:
 
 
 def path_resistance(mobility: Mobility, log_rho: Tensor, halfway: Tensor, end: Tensor) -> Tensor:
-    """`int_0^1 rho_s / M(rho_s) ds` (n,) from log densities at the start and log determinants halfway and at the end."""
+    """`int_0^1 rho_s / M(rho_s) ds` (n,), by log densities at the start, log determinants halfway and at the end."""
     parts = ((0.0 * end, 1.0 / 6.0), (halfway, 4.0 / 6.0), (end, 1.0 / 6.0))
     return sum(
         (share / mobility.per_density(torch.exp(log_rho - log_det)) for log_det, share in parts), torch.zeros_like(end)
@@ -83,7 +83,7 @@ def solve_with_mobility(
 
 
 class _Point(NamedTuple):
-    """The objective at some parameters, and what its derivative is made of; (n,) and (n, d) where not said otherwise."""
+    """The objective at some parameters, and what its derivative is made of: (n,) and (n, d) where not said."""
 
     parameters: Tensor  # (p,)
     value: float
@@ -97,7 +97,9 @@ class _Point(NamedTuple):
 class _Action:
     """J and its derivatives."""
 
-    def __init__(self, problem: StepProblem, points: Particles, weights: Tensor, field: RidgeField, margin: float) -> None:
+    def __init__(
+        self, problem: StepProblem, points: Particles, weights: Tensor, field: RidgeField, margin: float
+    ) -> None:
         assert problem.mobility is not None
         self.problem, self.field, self.weights = problem, field, weights.double()
         self.mobility, self.margin = problem.mobility, margin
@@ -118,7 +120,13 @@ class _Action:
                 return found
             self.field.set(parameters)
             with torch.no_grad():
-                for part in (self.field.output, self.field.extra, self.field.linear, self.field.symmetric, self.field.skew):
+                for part in (
+                    self.field.output,
+                    self.field.extra,
+                    self.field.linear,
+                    self.field.symmetric,
+                    self.field.skew,
+                ):
                     part.mul_(0.7)
             parameters = self.field.get()
         return None
@@ -149,7 +157,13 @@ class _Action:
         if not math.isfinite(value):
             return None
         return _Point(
-            parameters, value, displacement, seen.gradient, resistance, (log_det[0], log_det[1]), (inverse[0], inverse[1])
+            parameters,
+            value,
+            displacement,
+            seen.gradient,
+            resistance,
+            (log_det[0], log_det[1]),
+            (inverse[0], inverse[1]),
         )
 
     def derivatives(self, now: _Point, *, gradient_only: bool) -> tuple[Tensor, Tensor]:
@@ -228,7 +242,7 @@ class _Action:
         return [slope.detach() for slope in first], second
 
     def _bends(self, now: _Point, *, gradient_only: bool) -> Tensor:
-        """Rows whose squares are the internal energy's resistance to bending, `P / rho |D du DT^-1|^2`, by one probe each."""
+        """Rows whose squares are the internal energy's resistance to bending, `P / rho |D du DT^-1|^2`, by probes."""
         probe = torch.randn(self.z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(self.z)
         ahead, behind = (
             self.field.parameter_jacobian(self.z + sign * _PROBE * probe, gradient_only=gradient_only)

@@ -34,7 +34,7 @@ __all__ = ["GRADIENTS", "ControlVariate", "Objective", "PathGradient", "Plain", 
 
 
 class StepProblem(NamedTuple):
-    """One step to solve: the energy, the coordinates, the step size tau in flow time, and a mobility beside rho's own."""
+    """One step to solve: the energy, the coordinates, the step size tau in flow time, and a mobility if not linear."""
 
     energy: EnergyEvaluator
     frame: Frame
@@ -47,9 +47,9 @@ class StepProblem(NamedTuple):
         return self.frame.cost / self.tau
 
     def field(self, z: Tensor, weights: Tensor | None = None, crowd: Tensor | None = None) -> Field:
-        """Potential and interaction at z (n, d), with the gradient in z; in the dtype of z, targets see the interface's.
+        """Potential and interaction at z (n, d), with the gradient in z, in the dtype of z.
 
-        The law is made up of the crowd (m, d) with its weights (m,), or of z itself. NaN, without a call of the target,
+        Targets see the interface's dtype. The law is made up of the crowd (m, d) with its weights (m,), or of z itself. NaN, without a call of the target,
         where a training that broke down has lost the points: that is not its fault.
         """
         if not bool(z.isfinite().all()):
@@ -63,7 +63,7 @@ class StepProblem(NamedTuple):
         return self.frame.to_outer(z.detach().to(self.frame.factor))
 
     def residual(self, z: Tensor, pushed: Pushed, log_rho: Tensor, force: Tensor) -> Tensor:
-        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`: new log densities (n,), the field's gradient."""
+        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`, of new log densities (n,) and a force (n, d)."""
         pressure = self.energy.pressure_slope(log_rho).unsqueeze(-1) * pushed.score
         return self.stiffness * (pushed.x - z) + force + pressure
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
-import math
 import torch
 from torch import Tensor, nn
 
@@ -87,27 +87,24 @@ class StepSolver:
         """The solved step; None where its method has failed."""
         if self.flow.order == 1:
             return self._solve(self.control.tau)
-        stages: list[tuple[Conjugated, float]] = []
         pieces = self.control.pieces
-        tau, training = self.control.tau / pieces, TrainingResult(0.0, 0)
-        for piece in range(pieces):
-            for share in (1.0 - _GAMMA, _GAMMA):
-                solution = self._solve(_GAMMA * tau)
-                if solution is None:
-                    return None
-                training = TrainingResult(
-                    solution.training.loss, training.n_iterations + solution.training.n_iterations
+        shares = [1.0 - _GAMMA, _GAMMA] * pieces
+        stages: list[tuple[Conjugated, float]] = []
+        n_iterations = 0
+        while (solution := self._solve(_GAMMA * self.control.tau / pieces)) is not None:
+            n_iterations += solution.training.n_iterations
+            if len(stages) + 1 == len(shares):
+                return solution._replace(
+                    training=solution.training._replace(n_iterations=n_iterations), stages=tuple(stages)
                 )
-                if piece == pieces - 1 and share == _GAMMA:
-                    break
-                self.guess = trained_part(solution.step) or self.guess
-                factor = (1.0 - _GAMMA) / _GAMMA if share != _GAMMA else 1.0
-                stage = solution.problem.frame.conjugate(solution.step.scaled(factor))
-                self.pool = self.pool.push(stage)
-                if not bool(self.pool.log_rho.isfinite().all()):
-                    return None  # the extrapolation folds: the step is too long for it
-                stages.append((stage, share / pieces))
-        return solution._replace(training=training, stages=tuple(stages))
+            share = shares[len(stages)]
+            stage = solution.problem.frame.conjugate(solution.step.scaled(share / _GAMMA))
+            self.guess = trained_part(solution.step) or self.guess
+            self.pool = self.pool.push(stage)
+            if not bool(self.pool.log_rho.isfinite().all()):
+                return None  # the extrapolation folds: the step is too long for it
+            stages.append((stage, share / pieces))
+        return None
 
     def _solve(self, tau: float) -> Solution | None:
         """One implicit step of the pool."""
@@ -134,7 +131,7 @@ class StepSolver:
         return found or self._network(problem, affine, inner)
 
     def _with_mobility(self, tau: float) -> Solution | None:
-        """A step of a flow with a mobility; points that it would bring to a forbidden density join those it is solved on."""
+        """A step with a mobility; points that it would bring to a forbidden density join those it is solved on."""
         flow, pool = self.flow, self.pool
         equal = torch.full_like(pool.log_rho, 1.0 / len(pool))
         frame = flow.metric.frame(pool, equal)
@@ -143,7 +140,11 @@ class StepSolver:
         d = inner.x.shape[1]
         width = max(1, min(self.engine.n_ridges or _TRAINED_RIDGES, len(pool) // (_FEWEST_POINTS * (d + 2))))
         field = RidgeField(d, width, device=inner.x.device)
-        if isinstance(self.guess, RidgeField) and self.engine.warm_start and (self.guess.dim, self.guess.width) == (d, width):
+        if (
+            isinstance(self.guess, RidgeField)
+            and self.engine.warm_start
+            and (self.guess.dim, self.guess.width) == (d, width)
+        ):
             field = deepcopy(self.guess)
         else:
             draw_ridges(field, flow.generator)
