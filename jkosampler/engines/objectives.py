@@ -49,8 +49,8 @@ class StepProblem(NamedTuple):
     def field(self, z: Tensor, weights: Tensor | None = None, crowd: Tensor | None = None) -> Field:
         """Potential and interaction at z (n, d), with the gradient in z, in the dtype of z.
 
-        Targets see the interface's dtype. The law is made up of the crowd (m, d) with its weights (m,), or of z itself. NaN, without a call of the target,
-        where a training that broke down has lost the points: that is not its fault.
+        Targets see the interface's dtype. The law is made up of the crowd (m, d) with its weights (m,), or of z itself.
+        NaN, without a call of the target, where a training that broke down has lost the points: that is not its fault.
         """
         if not bool(z.isfinite().all()):
             lost = torch.full_like(z[:, 0].detach(), torch.nan)
@@ -63,7 +63,7 @@ class StepProblem(NamedTuple):
         return self.frame.to_outer(z.detach().to(self.frame.factor))
 
     def residual(self, z: Tensor, pushed: Pushed, log_rho: Tensor, force: Tensor) -> Tensor:
-        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`, of new log densities (n,) and a force (n, d)."""
+        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`, from log densities and forces there."""
         pressure = self.energy.pressure_slope(log_rho).unsqueeze(-1) * pushed.score
         return self.stiffness * (pushed.x - z) + force + pressure
 
