@@ -32,6 +32,7 @@ __all__ = ["Setup", "check_that_it_ends"]
 
 _PARTICLES = 16_000
 _PARTICLES_PER_DIMENSION = 400
+_MORE_WITH_MOBILITY = 4  # particles show where a step would leave the allowed densities
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
 
 
@@ -74,6 +75,8 @@ class Setup:
         adaptive = sampler.step_size is None
         start, note = _carried(law) if adaptive else (law, None)
         n_particles = max(_PARTICLES, _PARTICLES_PER_DIMENSION * dim)
+        if sampler.mobility is not None:
+            n_particles *= _MORE_WITH_MOBILITY
         problem = GradientFlow(
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
             metric=_metric(sampler.metric, "wasserstein" if target is None else "kalman"),

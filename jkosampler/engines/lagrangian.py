@@ -1,9 +1,9 @@
 """The Lagrangian engine: every implicit step is a learned map of particles.
 
 Algorithms 1 and 2 of Lee, Wang, Li (arXiv 2311.06700). By default a step is solved in three parts: in the whitened
-coordinates of the metric, its best affine map by L-BFGS; on top of that, near the target, ridge functions by
-collocation, or else a ResNet potential trained with the path gradient (`step_solver`); and a check of the result on
-particles that took no part (`trial`). `Lagrangian.as_in_the_paper()` is the algorithm as printed, corrected as in
+coordinates of the metric, its best affine map by L-BFGS; on top of that, ridge functions by least squares for the
+step's equation, or else a ResNet potential trained with the path gradient (`step_solver`); and a check of the result on
+particles that took no part (`trial`). Flows with a mobility have a solver of their own (`mobility_step`). `Lagrangian.as_in_the_paper()` is the algorithm as printed, corrected as in
 `docs/design.md`.
 """
 
@@ -70,8 +70,8 @@ class Lagrangian(BaseEstimator):
         Where a network is trained: at draws of the law, or evenly from its centre to its tails
         (`Particles.draw_spread`); None: "law", and "spread" for the last adaptive steps, near the target.
     n_ridges : int, optional
-        Ridge functions of a step that is solved by collocation; None: 100 a dimension, at most 500; 0: never solve
-        a step so.
+        Ridge functions of a step that is solved by least squares; None: 64 in fixed steps, where they are trained, and
+        100 a dimension, at most 500, in adaptive ones, where they are random; 0: train networks instead.
     affine : bool
         Whether each step starts from its best affine map.
     warm_start : bool
@@ -208,7 +208,7 @@ class Lagrangian(BaseEstimator):
             trial, trouble = self._try(state, control)
             if trial is not None and state.flow.control.accepts(control, trial.judgement):
                 state = _advance(state, control, trial)
-                info = trial.record(state.times[-1])
+                info = trial.record(state.times[-1], state.flow.energy.mass)
                 info.rejected = rejected
                 info.wall_s = time.perf_counter() - started
                 info.target_evaluations = state.flow.energy.n_evaluations - evaluations

@@ -26,11 +26,11 @@ from jkosampler.particles import Particles
 __all__ = ["MobilityResult", "draw_ridges", "path_resistance", "solve_with_mobility"]
 
 _SLOPES, _KINKS = (0.3, 5.0), 2.2  # of ridges before they are trained, per whitened unit
-_MARGIN = 0.01  # of the limit of the density: within twice that a barrier rises, for points between those of the step
+_MARGIN = 0.02  # of the limit of the density: within twice that a barrier rises, for points between those of the step
 _BARRIER = 0.5  # its size, in margins of the range of dE/drho
 _DAMPING = (1e-8, 1e-4, 1e8)  # least, first, most
 _LITTLE = 1e-3  # of the decrease so far: less ends the iterations
-_ROTATION = 0.01  # share of the motion that a gradient may leave out
+_ROTATION = 0.05  # share of the motion that a gradient may leave out
 _PROBE = 1e-4  # of a whitened unit, for the derivative of the field along random directions
 
 

@@ -31,7 +31,7 @@ __all__ = ["Solution", "StepSolver", "trained_part"]
 _GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
 _HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
 _PASSES = 32  # mini-batches that a network's training points make at least
-_NEGLIGIBLE_GAIN = 1e-6  # nats: an affine step that leaves less to gain needs no network
+_NEGLIGIBLE_GAIN = 1e-6  # nats, or their like: an affine step that leaves less to gain needs no more
 _SOME = 2000  # particles that decide whether the affine map suffices; points of a collocation, at least
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
 _POINTS_PER_FUNCTION = 12
@@ -41,7 +41,7 @@ _GAMMA = 1.0 - 0.5**0.5  # of the second-order method: L-stable
 _TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensions in which their equations are cheap
 _FEWEST_POINTS, _POINTS_PER_PARAMETER = 4, 8
 _FIRST_ITERATIONS, _ITERATIONS = 60, 30  # with ridges drawn at random, and with those of the step before
-_LEFT, _NEGLIGIBLE_MISFIT = 1e-3, 1e-5  # of the misfit at the start, and nats, that solved steps may leave
+_LEFT, _NEGLIGIBLE_MISFIT = 1e-3, 1e-5  # of the misfit at the start, and squared nats, that solved steps may leave
 _SPARSE, _OTHERS = 500, 2000  # points of a step with a mobility: where the law began thinnest, and elsewhere
 _MOBILITY_ITERATIONS, _ROUNDS, _NEW_POINTS = 20, 4, 300
 _UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
@@ -195,7 +195,8 @@ class StepSolver:
         order = torch.randperm(len(inner), generator=generator)[:n].to(inner.x.device)
         for guess, most in tries:
             found = train_ridges(problem, inner[order], guess, max_iterations=self.control.effort * most)
-            if found is not None and found.after <= max(_LEFT * found.before, _NEGLIGIBLE_MISFIT):
+            negligible = _NEGLIGIBLE_MISFIT * _unit(problem, inner.log_rho[order]) ** 2
+            if found is not None and found.after <= max(_LEFT * found.before, negligible):
                 training = TrainingResult(found.after, found.n_iterations)
                 return Solution(problem, GradientMap(guess.to(affine.shift)), training, "collocation")
         return None
@@ -330,6 +331,11 @@ def _hidden_layers(potential: ResNetPotential) -> dict[str, Tensor]:
     return {name: value for name, value in potential.state_dict().items() if name.startswith(("weights", "biases"))}
 
 
+def _unit(problem: StepProblem, log_rho: Tensor) -> float:
+    """The energy of thermal motion, the mean of P / rho: one nat where the internal energy is the entropy."""
+    return float(problem.energy.pressure_per_mass(log_rho).mean())
+
+
 def _reach(discrepancy: float) -> float:
     """Fraction of the learning rate for a law this near: the way left is at most sqrt(2 KL), Adam's steps are not less.
 
@@ -345,9 +351,12 @@ def _is_solved(problem: StepProblem, step: Map, inner: Particles) -> bool:
     some = inner[:_SOME]
     assert some.score is not None
     pushed = step.push(some.x, some.score)
+    log_rho = some.log_rho - pushed.log_det
     value, _, force = problem.field(pushed.x)
-    residual = problem.residual(some.x, pushed, some.log_rho - pushed.log_det, force)[value.isfinite()]
-    return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness) < _NEGLIGIBLE_GAIN
+    residual = problem.residual(some.x, pushed, log_rho, force)[value.isfinite()]
+    left = float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness)
+    moved = 0.5 * problem.stiffness * float((pushed.x - some.x).square().sum(-1).mean())
+    return left < _NEGLIGIBLE_GAIN * (_unit(problem, log_rho) or moved)
 
 
 def _default_gradient(step: Map, inner: Particles) -> str:

@@ -53,19 +53,19 @@ class Trial(NamedTuple):
     missing_evidence: str | None
     warm_start: nn.Module | None
 
-    def record(self, now: float) -> Bunch:
-        """The step's line in the history."""
+    def record(self, now: float, mass: float = 1.0) -> Bunch:
+        """The step's line in the history, for a law of this mass."""
         inside = self.values[self.values.isfinite()]
         return Bunch(
             time=now,
             step_size=self.tau,
             stage=self.method,
-            energy=float(inside.mean()),
-            energy_se=float(inside.std()) / len(inside) ** 0.5,
+            energy=mass * float(inside.mean()),
+            energy_se=mass * float(inside.std()) / len(inside) ** 0.5,
             outside=1.0 - len(inside) / len(self.values),
-            energy_change=self.judgement.energy_change,
-            energy_change_se=self.judgement.standard_error,
-            transport_cost=self.judgement.transport_cost,
+            energy_change=mass * self.judgement.energy_change,
+            energy_change_se=mass * self.judgement.standard_error,
+            transport_cost=mass * self.judgement.transport_cost,
             loss=self.training.loss,
             n_iterations=self.training.n_iterations,
             residual=self.residual,
