@@ -3,8 +3,8 @@
 Algorithms 1 and 2 of Lee, Wang, Li (arXiv 2311.06700). By default a step is solved in three parts: in the whitened
 coordinates of the metric, its best affine map by L-BFGS; on top of that, ridge functions by least squares for the
 step's equation, or else a ResNet potential trained with the path gradient (`step_solver`); and a check of the result on
-particles that took no part (`trial`). Flows with a mobility have a solver of their own (`mobility_step`). `Lagrangian.as_in_the_paper()` is the algorithm as printed, corrected as in
-`docs/design.md`.
+particles that took no part (`trial`). Flows with a mobility have a solver of their own (`mobility_step`).
+`Lagrangian.as_in_the_paper()` is the algorithm as printed, corrected as in `docs/design.md`.
 """
 
 from __future__ import annotations

@@ -125,10 +125,26 @@ class StepSolver:
         step = GradientMap(affine.potential(inner.x.dtype))
         if self.control.method == "collocation":
             return self._collocation(problem, affine)
-        if self.control.method == "affine" or (self.control.exact and _is_solved(problem, step, inner)):
+        if self.control.method == "affine" or (
+            self.control.exact and self._is_solved(problem, step, self._some(inner))
+        ):
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
         found = self._ridges(problem, affine, inner) if self.control.exact else None
         return found or self._network(problem, affine, inner)
+
+    def _is_solved(self, problem: StepProblem, step: Map, some: Particles) -> bool:
+        """Whether the affine map alone solves the step: its Euler-Lagrange residual bounds what is left to gain."""
+        if some.score is None:
+            return False
+        pushed = step.push(some.x, some.score)
+        log_rho = some.log_rho - pushed.log_det
+        weights = self._weights(some) if problem.energy.has_interaction else torch.full_like(log_rho, 1.0 / len(some))
+        value, _, force = problem.field(pushed.x, weights)
+        inside = value.isfinite()
+        residual = problem.residual(some.x, pushed, log_rho, force)[inside]
+        left = float(weights[inside] @ residual.square().sum(-1)) / (2.0 * problem.stiffness)
+        moved = 0.5 * problem.stiffness * float((pushed.x - some.x).square().sum(-1).mean())
+        return left < _NEGLIGIBLE_GAIN * (_unit(problem, log_rho) or moved)
 
     def _with_mobility(self, tau: float) -> Solution | None:
         """A step with a mobility; points that it would bring to a forbidden density join those it is solved on."""
@@ -204,9 +220,13 @@ class StepSolver:
     def _affine(self, problem: StepProblem, inner: Particles) -> AffineSolution:
         if not self.engine.affine:
             return AffineSolution.identity(inner.x)
-        exact = self.control.exact
-        some = inner[: max(_SOME if exact else 500, fewest_calibrated(inner.x.shape[1]))]
+        some, exact = self._some(inner), self.control.exact
         return solve_affine(problem, some, self._weights(some), max_iterations=200 if exact else 20)
+
+    def _some(self, inner: Particles) -> Particles:
+        """Particles that an affine map is solved on: calibrated weights make few of them as good as many."""
+        few = not self.control.exact or self.flow.energy.has_interaction  # whose cost grows with their square
+        return inner[: max(500 if few else _SOME, fewest_calibrated(inner.x.shape[1]))]
 
     def _collocation(self, problem: StepProblem, affine: AffineSolution) -> Solution | None:
         d, generator = len(affine.shift), self.flow.generator
@@ -342,21 +362,6 @@ def _reach(discrepancy: float) -> float:
     (Talagrand's inequality, in whitened coordinates of a Gaussian.)
     """
     return min(1.0, max(0.05, (discrepancy / 0.02) ** 0.5))
-
-
-def _is_solved(problem: StepProblem, step: Map, inner: Particles) -> bool:
-    """Whether the affine map alone solves the step: its Euler-Lagrange residual bounds what is left to gain."""
-    if inner.score is None:
-        return False
-    some = inner[:_SOME]
-    assert some.score is not None
-    pushed = step.push(some.x, some.score)
-    log_rho = some.log_rho - pushed.log_det
-    value, _, force = problem.field(pushed.x)
-    residual = problem.residual(some.x, pushed, log_rho, force)[value.isfinite()]
-    left = float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness)
-    moved = 0.5 * problem.stiffness * float((pushed.x - some.x).square().sum(-1).mean())
-    return left < _NEGLIGIBLE_GAIN * (_unit(problem, log_rho) or moved)
 
 
 def _default_gradient(step: Map, inner: Particles) -> str:
