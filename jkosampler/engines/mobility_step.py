@@ -1,44 +1,32 @@
-"""A step with a mobility: least action along straight paths, by a damped Gauss-Newton method.
+"""A step with a mobility: the points that it is solved on, and those that must not come to a forbidden density.
 
-Equation (24) of Lee, Wang, Li (arXiv 2311.06700) with its missing energy: over maps `T(z) = z + u(z)` of particles,
-
-    J(T) = E[ int_0^1 R(rho_s) ds  k |u|^2 / 2 + (V + W * rho' / 2 + U(rho') / rho')(T) ],    R(rho) = rho / M(rho),
-
-with rho_s the density on the straight path, `rho_k / det(I + s Du)`, by Simpson's rule in s. The minimiser moves along
-`(M / rho) grad phi`, which is no gradient in general: a gradient is tried first, and the rest of the field
-(`displacement`) joins in where that leaves part of the motion out.
+Shocks form where a law is thinnest, and densities come to the limit of the mobility between the points of a step first:
+the particles that started where the law is thinnest all take part, with a share of the others, and those that a
+solution brings too near the limit join them until there are no more.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from jkosampler.displacement import RidgeField
+from jkosampler.displacement import DisplacementMap, RidgeField
+from jkosampler.engines.least_action import least_action
 from jkosampler.engines.objectives import StepProblem
-from jkosampler.errors import TargetError
-from jkosampler.mobility import Mobility
+from jkosampler.engines.training import TrainingResult
 from jkosampler.particles import Particles
 
-__all__ = ["MobilityResult", "draw_ridges", "path_resistance", "solve_with_mobility"]
+__all__ = ["draw_ridges", "solve_with_mobility"]
 
 _SLOPES, _KINKS = (0.3, 5.0), 2.2  # of ridges before they are trained, per whitened unit
+_SPARSE, _OTHERS = 500, 2000  # points where the law began thinnest, and elsewhere
+_POINTS_PER_RIDGE = 4  # and dimension, at least
+_ITERATIONS, _ROUNDS, _NEW_POINTS = 20, 4, 300
 _MARGIN = 0.02  # of the limit of the density: within twice that a barrier rises, for points between those of the step
-_BARRIER = 0.5  # its size, in margins of the range of dE/drho
-_DAMPING = (1e-8, 1e-4, 1e8)  # least, first, most
-_LITTLE = 1e-3  # of the decrease so far: less ends the iterations
-_ROTATION = 0.05  # share of the motion that a gradient may leave out
-_PROBE = 1e-4  # of a whitened unit, for the derivative of the field along random directions
-
-
-class MobilityResult(NamedTuple):
-    """The objective at the end (less that of no motion), and the iterations made."""
-
-    decrease: float
-    n_iterations: int
+_NEAR = 0.25  # of the margin: particles that come nearer to the limit join the points
 
 
 def draw_ridges(field: RidgeField, generator: torch.Generator) -> None:
@@ -52,225 +40,70 @@ def draw_ridges(field: RidgeField, generator: torch.Generator) -> None:
         field.bias.copy_(slopes * _KINKS * (2.0 * uniform[1] - 1.0))
 
 
-def path_resistance(mobility: Mobility, log_rho: Tensor, halfway: Tensor, end: Tensor) -> Tensor:
-    """`int_0^1 rho_s / M(rho_s) ds` (n,), by log densities at the start, log determinants halfway and at the end."""
-    parts = ((0.0 * end, 1.0 / 6.0), (halfway, 4.0 / 6.0), (end, 1.0 / 6.0))
-    return sum(
-        (share / mobility.per_density(torch.exp(log_rho - log_det)) for log_det, share in parts), torch.zeros_like(end)
-    )
-
-
 def solve_with_mobility(
-    problem: StepProblem, points: Particles, weights: Tensor, field: RidgeField, *, max_iterations: int, effort: int = 1
-) -> MobilityResult | None:
-    """Solve a step for all parameters of a field, in place, on weighted points of the law (weights of sum one).
+    problem: StepProblem,
+    inner: Particles,
+    guess: nn.Module | None,
+    *,
+    n_ridges: int,
+    effort: int,
+    generator: torch.Generator,
+) -> tuple[DisplacementMap, TrainingResult] | None:
+    """The map of a step, and how it was found; None where a particle would fold or reach the limit of the density.
 
-    Starts from the field as it is, or from less motion where that leaves the allowed densities; None where no motion
-    does so too.
+    Parameters
+    ----------
+    problem : StepProblem
+        With a mobility.
+    inner : Particles
+        The law in the step's coordinates, the particles that started where it is thinnest first.
+    guess : nn.Module, optional
+        The field of the step before.
+    n_ridges, effort : int
+        Ridge functions at most; effort multiplies iterations and margins.
+    generator : torch.Generator
+        Source of the points, and of ridges where there is no guess.
     """
-    action = _Action(problem, points, weights, field, margin=min(0.2, _MARGIN * effort))
-    guess = field.get()
-    rest = action.at(torch.zeros_like(guess))
-    start = action.feasible(guess)
-    if rest is None or start is None:
-        return None
-    end, n_iterations = _minimise(action, start, rest.value, max_iterations, gradient_only=True)
-    if field.dim > 1 and action.rotation(end) > _ROTATION:
-        end, more = _minimise(action, end, rest.value, max_iterations, gradient_only=False)
-        n_iterations += more
-    field.set(end.parameters)
-    return MobilityResult(rest.value - end.value, n_iterations)
-
-
-class _Point(NamedTuple):
-    """The objective at some parameters, and what its derivative is made of: (n,) and (n, d) where not said."""
-
-    parameters: Tensor  # (p,)
-    value: float
-    displacement: Tensor
-    force: Tensor  # gradient of the energy per mass in T
-    resistance: Tensor
-    log_det: tuple[Tensor, Tensor]  # halfway and at the end
-    inverse: tuple[Tensor, Tensor]  # (n, d, d), (I + Du / 2)^-1 / 2 and (I + Du)^-1
-
-
-class _Action:
-    """J and its derivatives."""
-
-    def __init__(
-        self, problem: StepProblem, points: Particles, weights: Tensor, field: RidgeField, margin: float
-    ) -> None:
-        assert problem.mobility is not None
-        self.problem, self.field, self.weights = problem, field, weights.double()
-        self.mobility, self.margin = problem.mobility, margin
-        self.z = points.x.double()
-        self.log_mass = math.log(problem.energy.mass)
-        self.log_rho = points.log_rho.double()
-        self.score = None if points.score is None else points.score.double()
-        self.barrier = 0.0
-        if math.isfinite(self.mobility.limit):
-            variation = problem.field(self.z, self.weights).variation
-            self.barrier = _BARRIER * margin * float(variation.max() - variation.min())
-
-    def feasible(self, parameters: Tensor) -> _Point | None:
-        """The point of these parameters, or with less and less of the motion until it is allowed."""
-        for _ in range(40):
-            found = self.at(parameters)
-            if found is not None:
-                return found
-            self.field.set(parameters)
-            with torch.no_grad():
-                for part in (
-                    self.field.output,
-                    self.field.extra,
-                    self.field.linear,
-                    self.field.symmetric,
-                    self.field.skew,
-                ):
-                    part.mul_(0.7)
-            parameters = self.field.get()
-        return None
-
-    def at(self, parameters: Tensor) -> _Point | None:
-        """None where a point folds, or comes to a density that is not allowed."""
-        field, identity = self.field, torch.eye(self.z.shape[1]).to(self.z)
-        field.set(parameters)
-        with torch.no_grad():
-            displacement, jacobian = field.with_jacobian(self.z)
-            log_det, inverse = [], []
-            for s in (0.5, 1.0):
-                matrix = identity + s * jacobian
-                sign, size = torch.linalg.slogdet(matrix)
-                if not bool(((sign > 0.0) & size.isfinite()).all()) or not self._allowed(self.log_rho - size):
-                    return None
-                log_det.append(size)
-                inverse.append(s * torch.linalg.inv(matrix))
-            resistance = self._resistance(log_det[0], log_det[1])
-            rest = self._of_density(displacement, log_det[0], log_det[1])
-        if not bool((resistance > 0.0).all()):
-            return None
-        try:
-            seen = self.problem.field(self.z + displacement, self.weights)
-        except TargetError:
-            return None
-        value = float(self.weights @ (seen.energy + rest + self._control(displacement, jacobian)))
-        if not math.isfinite(value):
-            return None
-        return _Point(
-            parameters,
-            value,
-            displacement,
-            seen.gradient,
-            resistance,
-            (log_det[0], log_det[1]),
-            (inverse[0], inverse[1]),
+    assert problem.mobility is not None
+    d, n = inner.x.shape[1], len(inner)
+    width = max(1, min(n_ridges, n // (_POINTS_PER_RIDGE * (d + 2))))
+    field = RidgeField(d, width, device=inner.x.device)
+    if isinstance(guess, RidgeField) and (guess.dim, guess.width) == (d, width):
+        field = deepcopy(guess)
+    else:
+        draw_ridges(field, generator)
+    rows, weights = _sparse_first(n, generator)
+    margin = min(0.2, _MARGIN * effort)
+    limit = math.log(problem.mobility.limit) - math.log(problem.energy.mass)
+    step, training, inside = DisplacementMap(field), TrainingResult(0.0, 0), False
+    for _ in range(_ROUNDS):
+        found = least_action(
+            problem,
+            inner[rows],
+            weights.to(inner.x) / weights.sum(),
+            field,
+            max_iterations=effort * _ITERATIONS,
+            margin=margin,
         )
-
-    def derivatives(self, now: _Point, *, gradient_only: bool) -> tuple[Tensor, Tensor]:
-        """Gradient (p,) and Gauss-Newton matrix (p, p) of J."""
-        field, k, w = self.field, self.problem.stiffness, self.weights
-        field.set(now.parameters)
-        moved = field.parameter_jacobian(self.z, gradient_only=gradient_only)
-        pull = now.force + k * now.resistance.unsqueeze(-1) * now.displacement
-        volumes, slopes, curvatures = [], [], []
-        for slope, curvature, inverse in zip(*self._slopes(now), now.inverse, strict=True):
-            volumes.append(field.trace_jacobian(self.z, inverse, gradient_only=gradient_only))
-            slopes.append(slope)
-            curvatures.append(curvature)
-        if self.score is not None and self.problem.energy.has_internal:
-            pull = pull + self.problem.energy.pressure_slope(self.log_rho).unsqueeze(-1) * self.score
-            identity = torch.eye(self.z.shape[1]).to(self.z).expand(len(self.z), -1, -1)
-            volumes.append(field.trace_jacobian(self.z, identity, gradient_only=gradient_only))
-            slopes.append(self.problem.energy.pressure_per_mass(self.log_rho))
-            curvatures.append(torch.zeros_like(w))
-        gradient = torch.einsum("n,nd,ndp->p", w, pull, moved)
-        rows = [((w * k * now.resistance).sqrt()[:, None, None] * moved).flatten(0, 1)]
-        for volume, slope, curvature in zip(volumes, slopes, curvatures, strict=True):
-            gradient = gradient + (w * slope) @ volume
-            rows.append((w * curvature.clamp(min=0.0)).sqrt().unsqueeze(1) * volume)
-        if self.problem.energy.has_internal:
-            rows.append(self._bends(now, gradient_only=gradient_only))
-        stacked = torch.cat(rows)
-        return gradient, stacked.mT @ stacked
-
-    def rotation(self, now: _Point) -> float:
-        """Share of the motion, in action, that the field leaves out of the fixed point `u = -force / (k R)`."""
-        wanted = -now.force / (self.problem.stiffness * now.resistance).unsqueeze(-1)
-        weights = self.weights * now.resistance
-        left = weights @ (wanted - now.displacement).square().sum(1)
-        return float(left / (weights @ wanted.square().sum(1)).clamp(min=torch.finfo(torch.float64).tiny))
-
-    def _allowed(self, log_rho: Tensor) -> bool:
-        return float(log_rho.max()) + self.log_mass < math.log(self.mobility.limit)
-
-    def _resistance(self, halfway: Tensor, end: Tensor) -> Tensor:
-        return path_resistance(self.mobility, self.log_rho + self.log_mass, halfway, end)
-
-    def _of_density(self, displacement: Tensor, halfway: Tensor, end: Tensor) -> Tensor:
-        """Action, internal energy and barrier (n,)."""
-        total = 0.5 * self.problem.stiffness * displacement.square().sum(1) * self._resistance(halfway, end)
-        total = total + self.problem.energy.internal(self.log_rho - end)
-        if self.barrier:
-            limit = self.mobility.limit
-            room = (1.0 - torch.exp(self.log_rho + self.log_mass - end) / limit) / (2.0 * self.margin)
-            near = room < 1.0
-            inside = torch.where(near, room, 1.0)
-            total = total + self.barrier * (inside - 1.0 - inside.log())
-        return total
-
-    def _control(self, displacement: Tensor, jacobian: Tensor) -> Tensor | float:
-        """The score control variate (n,) of the internal energy, of mean zero."""
-        energy = self.problem.energy
-        if self.score is None or not energy.has_internal:
-            return 0.0
-        divergence = jacobian.diagonal(dim1=1, dim2=2).sum(1)
-        along = (displacement * self.score).sum(1)
-        return energy.pressure_per_mass(self.log_rho) * divergence + energy.pressure_slope(self.log_rho) * along
-
-    def _slopes(self, now: _Point) -> tuple[list[Tensor], list[Tensor]]:
-        """First and second derivatives of what depends on the log determinants, halfway and at the end."""
-        with torch.enable_grad():
-            halfway, end = (part.clone().requires_grad_(True) for part in now.log_det)
-            total = self._of_density(now.displacement, halfway, end).sum()
-            first = torch.autograd.grad(total, (halfway, end), create_graph=True, materialize_grads=True)
-            second = [
-                torch.autograd.grad(slope.sum(), part, retain_graph=True, materialize_grads=True)[0]
-                if slope.requires_grad
-                else torch.zeros_like(slope)
-                for slope, part in zip(first, (halfway, end), strict=True)
-            ]
-        return [slope.detach() for slope in first], second
-
-    def _bends(self, now: _Point, *, gradient_only: bool) -> Tensor:
-        """Rows whose squares are the internal energy's resistance to bending, `P / rho |D du DT^-1|^2`, by probes."""
-        probe = torch.randn(self.z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(self.z)
-        ahead, behind = (
-            self.field.parameter_jacobian(self.z + sign * _PROBE * probe, gradient_only=gradient_only)
-            for sign in (1.0, -1.0)
-        )
-        bent = now.inverse[1] @ ((ahead - behind) / (2.0 * _PROBE))
-        pressure = self.problem.energy.pressure_per_mass(self.log_rho - now.log_det[1]).clamp(min=0.0)
-        return ((self.weights * pressure).sqrt()[:, None, None] * bent).flatten(0, 1)
+        if found is None:
+            return None
+        training = TrainingResult(found.decrease, training.n_iterations + found.n_iterations)
+        log_rho = inner.without_score().push(step).log_rho
+        inside = bool((log_rho < limit).all())
+        near = (~(log_rho < limit + math.log1p(-_NEAR * margin))).nonzero().squeeze(-1).cpu()
+        new = near[~torch.isin(near, rows)][:_NEW_POINTS]
+        if not len(new):
+            break
+        rows, weights = torch.cat([rows, new]), torch.cat([weights, torch.full((len(new),), 1.0 / n)])
+    return (step, training) if inside else None
 
 
-def _minimise(
-    action: _Action, start: _Point, at_rest: float, max_iterations: int, *, gradient_only: bool
-) -> tuple[_Point, int]:
-    """Damped Gauss-Newton steps until they bring little beside what moving brings, and how many were tried."""
-    least, damping, most = _DAMPING
-    now, before, n_iterations = start, math.inf, 0
-    n = action.field.n_gradient if gradient_only else len(start.parameters)
-    while n_iterations < max_iterations and damping < most and before - now.value > _LITTLE * abs(at_rest - now.value):
-        gradient, normal = action.derivatives(now, gradient_only=gradient_only)
-        scale = normal.diagonal().clone()
-        scale.clamp_(min=1e-12 * float(scale.max()))
-        while n_iterations < max_iterations and damping < most:
-            n_iterations += 1
-            parameters = now.parameters.clone()
-            parameters[:n] -= torch.linalg.solve(normal + torch.diag(damping * scale), gradient)
-            tried = action.at(parameters)
-            if tried is not None and tried.value < now.value:
-                before, now, damping = now.value, tried, max(damping / 5.0, least)
-                break
-            damping *= 5.0
-    return now, n_iterations
+def _sparse_first(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows of a pool of n that is sorted by its first density, and their weights.
+
+    All of the thinnest part, where maps fold first and few particles are, and a share of the rest.
+    """
+    n_sparse = min(_SPARSE, n // 4)
+    order = torch.randperm(n - n_sparse, generator=generator)[:_OTHERS].cpu()
+    others = torch.full((len(order),), (n - n_sparse) / (n * len(order)))
+    return torch.cat([torch.arange(n_sparse), n_sparse + order]), torch.cat([torch.full((n_sparse,), 1.0 / n), others])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from jkosampler.composed import Chain
-from jkosampler.displacement import DisplacementMap, RidgeField
+from jkosampler.displacement import DisplacementMap
 from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.collocation import draw_ridge_functions, solve_collocation, train_ridges
-from jkosampler.engines.mobility_step import draw_ridges, solve_with_mobility
+from jkosampler.engines.mobility_step import solve_with_mobility
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
 from jkosampler.engines.step_equation import n_functions
 from jkosampler.engines.step_size import Control
@@ -42,8 +41,6 @@ _TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensio
 _FEWEST_POINTS, _POINTS_PER_PARAMETER = 4, 8
 _FIRST_ITERATIONS, _ITERATIONS = 60, 30  # with ridges drawn at random, and with those of the step before
 _LEFT, _NEGLIGIBLE_MISFIT = 1e-3, 1e-5  # of the misfit at the start, and squared nats, that solved steps may leave
-_SPARSE, _OTHERS = 500, 2000  # points of a step with a mobility: where the law began thinnest, and elsewhere
-_MOBILITY_ITERATIONS, _ROUNDS, _NEW_POINTS = 20, 4, 300
 _UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
 
 
@@ -147,42 +144,20 @@ class StepSolver:
         return left < _NEGLIGIBLE_GAIN * (_unit(problem, log_rho) or moved)
 
     def _with_mobility(self, tau: float) -> Solution | None:
-        """A step with a mobility; points that it would bring to a forbidden density join those it is solved on."""
-        flow, pool = self.flow, self.pool
-        equal = torch.full_like(pool.log_rho, 1.0 / len(pool))
-        frame = flow.metric.frame(pool, equal)
-        problem = StepProblem(flow.energy, frame, tau, flow.mobility)
-        inner = frame.to_inner(pool)
-        d = inner.x.shape[1]
-        width = max(1, min(self.engine.n_ridges or _TRAINED_RIDGES, len(pool) // (_FEWEST_POINTS * (d + 2))))
-        field = RidgeField(d, width, device=inner.x.device)
-        if (
-            isinstance(self.guess, RidgeField)
-            and self.engine.warm_start
-            and (self.guess.dim, self.guess.width) == (d, width)
-        ):
-            field = deepcopy(self.guess)
-        else:
-            draw_ridges(field, flow.generator)
-        rows, weights = _sparse_first(len(pool), flow.generator)
-        most, effort = _MOBILITY_ITERATIONS * self.control.effort, self.control.effort
-        for _ in range(_ROUNDS):
-            found = solve_with_mobility(
-                problem, inner[rows], weights.to(inner.x) / weights.sum(), field, max_iterations=most, effort=effort
-            )
-            if found is None:
-                return None
-            step = DisplacementMap(field)
-            log_rho = inner.push(step).log_rho if inner.score is None else inner.without_score().push(step).log_rho
-            highest = math.log(problem.mobility.limit) - math.log(flow.energy.mass) if problem.mobility else math.inf
-            wrong = (~(log_rho < highest)).nonzero().squeeze(-1).cpu()
-            if not len(wrong):
-                return Solution(problem, step, TrainingResult(found.decrease, found.n_iterations), "mobility")
-            new = wrong[~torch.isin(wrong, rows)][:_NEW_POINTS]
-            if not len(new):
-                return None
-            rows, weights = torch.cat([rows, new]), torch.cat([weights, torch.full((len(new),), 1.0 / len(pool))])
-        return None
+        frame = self.flow.metric.frame(self.pool, torch.full_like(self.pool.log_rho, 1.0 / len(self.pool)))
+        problem = StepProblem(self.flow.energy, frame, tau, self.flow.mobility)
+        found = solve_with_mobility(
+            problem,
+            frame.to_inner(self.pool),
+            self.guess if self.engine.warm_start else None,
+            n_ridges=self.engine.n_ridges or _TRAINED_RIDGES,
+            effort=self.control.effort,
+            generator=self.flow.generator,
+        )
+        if found is None:
+            return None
+        step, training = found
+        return Solution(problem, step, training, "mobility")
 
     def _weights(self, particles: Particles) -> Tensor:
         """Weights with which the affine part of a step is exact for the laws that the energy keeps affine."""
@@ -319,17 +294,6 @@ class StepSolver:
 def _displacement(affine: AffineSolution) -> tuple[Tensor, Tensor]:
     """Quadratic and linear term of the potential whose gradient map is the affine one."""
     return affine.matrix - torch.eye(len(affine.shift)).to(affine.shift), affine.shift
-
-
-def _sparse_first(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows of a pool of n that is sorted by its first density, and their weights.
-
-    All of the thinnest part, where maps fold first and few particles are, and a share of the rest.
-    """
-    n_sparse = min(_SPARSE, n // 4)
-    order = torch.randperm(n - n_sparse, generator=generator)[:_OTHERS].cpu()
-    others = torch.full((len(order),), (n - n_sparse) / (n * len(order)))
-    return torch.cat([torch.arange(n_sparse), n_sparse + order]), torch.cat([torch.full((n_sparse,), 1.0 / n), others])
 
 
 def trained_part(step: Map) -> nn.Module | None:

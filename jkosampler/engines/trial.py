@@ -13,7 +13,7 @@ from jkosampler.diagnostics import Evidence, evidence
 from jkosampler.diagnostics.stationarity import stationarity, step_identities
 from jkosampler.energies import EnergyEvaluator, Field
 from jkosampler.engines.base import State
-from jkosampler.engines.mobility_step import path_resistance
+from jkosampler.engines.least_action import path_resistance
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_size import Judgement
 from jkosampler.engines.step_solver import Solution, trained_part
