@@ -49,9 +49,6 @@ class Mobility:
                 f"{self.limit:g}; start from a wider law, or from one of less mass (Law.with_mass)."
             )
         value = self.per_density(rho)
-        if not isinstance(value, Tensor) or value.shape != rho.shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ArgumentError(f"mobility must return a tensor of shape {tuple(rho.shape)}, got {found}.")
         bad = ~((value > 0.0) & value.isfinite())
         if bool(bad.any()):
             raise ArgumentError(
@@ -91,7 +88,10 @@ class FunctionMobility(Mobility):
 
     def per_density(self, rho: Tensor) -> Tensor:
         value = self.function(rho)
-        return value / rho if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor) or value.shape != rho.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ArgumentError(f"mobility must return a tensor of shape {tuple(rho.shape)}, got {found}.")
+        return value / rho
 
     def __repr__(self) -> str:
         return f"FunctionMobility({getattr(self.function, '__name__', type(self.function).__name__)})"

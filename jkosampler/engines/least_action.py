@@ -28,7 +28,7 @@ __all__ = ["ActionResult", "least_action", "path_resistance"]
 _BARRIER = 0.5  # its size, in margins of the range of dE/drho
 _DAMPING = (1e-8, 1e-4, 1e8)  # least, first, most
 _LITTLE = 1e-3  # of the decrease so far: less ends the iterations
-_ROTATION = 0.05  # share of the motion that a gradient may leave out
+_ROTATION = 1e-3  # of the decrease, that a field which is no gradient must promise beyond it
 _PROBE = 1e-4  # of a whitened unit, for the derivative of the field along random directions
 
 
@@ -62,7 +62,7 @@ def least_action(
     if rest is None or start is None:
         return None
     end, n_iterations = _minimise(action, start, rest.value, max_iterations, gradient_only=True)
-    if field.dim > 1 and action.rotation(end) > _ROTATION:
+    if field.dim > 1 and action.promise(end) > _ROTATION * (rest.value - end.value):
         end, more = _minimise(action, end, rest.value, max_iterations, gradient_only=False)
         n_iterations += more
     field.set(end.parameters)
@@ -180,12 +180,12 @@ class _Action:
         stacked = torch.cat(rows)
         return gradient, stacked.mT @ stacked
 
-    def rotation(self, now: _Point) -> float:
-        """Share of the motion, in action, that the field leaves out of the fixed point `u = -force / (k R)`."""
-        wanted = -now.force / (self.problem.stiffness * now.resistance).unsqueeze(-1)
-        weights = self.weights * now.resistance
-        left = weights @ (wanted - now.displacement).square().sum(1)
-        return float(left / (weights @ wanted.square().sum(1)).clamp(min=torch.finfo(torch.float64).tiny))
+    def promise(self, now: _Point) -> float:
+        """The decrease that a step of all parameters would bring if J were what its Gauss-Newton matrix says."""
+        gradient, normal = self.derivatives(now, gradient_only=False)
+        scale = normal.diagonal().clone()
+        scale.clamp_(min=1e-12 * float(scale.max()))
+        return 0.5 * float(gradient @ torch.linalg.solve(normal + torch.diag(_DAMPING[1] * scale), gradient))
 
     def _allowed(self, log_rho: Tensor) -> bool:
         return float(log_rho.max()) + self.log_mass < math.log(self.mobility.limit)
