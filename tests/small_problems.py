@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from oracles import Problem
+from oracles import WORKED, Problem
 from torch import Tensor
 
-from jkosampler.energies import Energy, EnergyEvaluator, InternalEnergy
-from jkosampler.engines import GradientFlow
-from jkosampler.engines.step_size import StepControl
+from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy
+from jkosampler.engines import GradientFlow, Lagrangian, State
+from jkosampler.engines.collocation import draw_ridge_functions
+from jkosampler.engines.step_size import FixedSteps, StepControl
 from jkosampler.laws import Gaussian, Law
 from jkosampler.maps import GradientMap, Map, ODEMap
 from jkosampler.metrics import Frame, as_metric
@@ -18,6 +20,7 @@ from jkosampler.particles import Particles
 from jkosampler.potentials import ResNetPotential
 
 __all__ = [
+    "QUICK",
     "Square",
     "double_well",
     "draw",
@@ -27,8 +30,12 @@ __all__ = [
     "gaussian_log_target",
     "gradient_flow",
     "random_map",
+    "ridge_potential",
     "seeded",
+    "start",
 ]
+
+QUICK: dict[str, Any] = {"n_iterations": 40, "width": 16, "n_ridges": 0}  # networks: n_ridges=None asks for ridges
 
 
 class Square(InternalEnergy):
@@ -48,8 +55,10 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def evaluator(energy: Energy, dim: int) -> EnergyEvaluator:
-    return EnergyEvaluator(energy, dim=dim, dtype=torch.float64, device="cpu")
+def evaluator(
+    energy: Energy, dim: int = 2, *, dtype: torch.dtype = torch.float64, mass: float = 1.0
+) -> EnergyEvaluator:
+    return EnergyEvaluator(energy, dim=dim, dtype=dtype, device="cpu", mass=mass)
 
 
 def double_well(x: Tensor) -> Tensor:
@@ -75,6 +84,15 @@ def gradient_flow(
     return GradientFlow(evaluator(energy, law.dim), as_metric(metric), law, control, n, seeded(seed))
 
 
+def start(
+    log_target: Callable[[Tensor], Tensor] = double_well, tau: float = 0.2, **settings: Any
+) -> tuple[Lagrangian, State]:
+    """A quick engine for fixed Kalman steps, and the state that it starts in."""
+    engine = Lagrangian(**(QUICK | settings))
+    flow = gradient_flow(KL(log_target), gaussian_law(WORKED), metric="kalman", control=FixedSteps(tau, 1e-3), n=2500)
+    return engine, engine.init(flow)
+
+
 def draw(law: Law, n: int, seed: int = 0) -> Particles:
     return Particles.draw(law, n, seeded(seed))
 
@@ -97,3 +115,17 @@ def random_map(kind: str, dim: int, seed: int = 0, *, size: float = 0.05, width:
         for parameter in (potential.output, potential.quadratic, potential.linear):
             parameter += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return ODEMap(potential, inner_steps=2) if kind == "ode" else GradientMap(potential)
+
+
+def ridge_potential(
+    width: int = 8, seed: int = 0, size: float = 0.0, dim: int = 2, *, to_train: bool = False
+) -> ResNetPotential:
+    """A potential of depth 1 with random ridges; all other terms are of the given size."""
+    generator = seeded(seed)
+    potential = ResNetPotential(dim, width=width, depth=1, generator=generator)
+    draw_ridge_functions(potential, generator, to_train=to_train)
+    with torch.no_grad():
+        potential.output += size * torch.randn(width, generator=generator, dtype=torch.float64)
+        potential.quadratic += size * torch.eye(dim, dtype=torch.float64)
+        potential.linear += size
+    return potential

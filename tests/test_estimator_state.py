@@ -147,7 +147,7 @@ def test_a_refit_that_fails_leaves_no_law():
             question()
     assert not any(hasattr(sampler, name) for name in FITTED)
     with pytest.raises(ArgumentError, match="order"):
-        fixed(order=2).fit()
+        fixed(order=3).fit()
 
 
 def test_evidence_is_of_the_current_law_and_leaves_the_stream_alone():

@@ -99,7 +99,7 @@ class Interaction(Energy):
 
     def _value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            z = z.detach().requires_grad_(True)
+            z = z.detach().clone().requires_grad_(True)  # a tensor made in inference mode can't have a gradient
             value = self.kernel(z)
             if not isinstance(value, Tensor) or value.shape != z.shape[:-1]:
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

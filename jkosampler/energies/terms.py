@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jkosampler._arguments import positive_number
 from jkosampler.errors import ArgumentError
 from jkosampler.targets import Target, as_target
 
@@ -92,9 +93,9 @@ class Power(InternalEnergy):
     """
 
     def __init__(self, m: float = 2.0) -> None:
-        if not 0.0 < float(m) < float("inf") or float(m) == 1.0:
+        self.m = positive_number(m, "m")
+        if self.m == 1.0:
             raise ArgumentError(f"m must be positive and not 1, got {m!r}; the limit m = 1 is energies.Entropy().")
-        self.m = float(m)
 
     def per_mass(self, log_rho: Tensor) -> Tensor:
         return self.pressure_per_mass(log_rho) / (self.m - 1.0)
@@ -124,21 +125,21 @@ class Internal(InternalEnergy):
         self.U = U
 
     def per_mass(self, log_rho: Tensor) -> Tensor:
-        rho = log_rho.clamp(min=_SMALLEST_LOG).exp()
-        return self._checked(self.U(rho), log_rho) / rho
+        rho = log_rho.double().clamp(min=_SMALLEST_LOG).exp()
+        return (self._checked(self.U(rho), log_rho) / rho).to(log_rho)
 
     def pressure_per_mass(self, log_rho: Tensor) -> Tensor:
         rho, value, slope, _ = self._derivatives(log_rho)
-        return slope - value / rho
+        return (slope - value / rho).to(log_rho)
 
     def pressure_slope(self, log_rho: Tensor) -> Tensor:
         rho, _, _, curvature = self._derivatives(log_rho)
-        return rho * curvature
+        return (rho * curvature).to(log_rho)
 
     def _derivatives(self, log_rho: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rho, U, U' and U'' (n,)."""
         with torch.inference_mode(False), torch.enable_grad():
-            rho = log_rho.detach().clamp(min=_SMALLEST_LOG).exp().requires_grad_(True)
+            rho = log_rho.detach().double().clamp(min=_SMALLEST_LOG).exp().requires_grad_(True)
             value = self._checked(self.U(rho), log_rho)
             if not value.requires_grad:
                 raise ArgumentError("energy: U of Internal(U) must be made of torch operations on rho.")

@@ -17,6 +17,7 @@ import torch
 from scipy.stats import chi
 from torch import Tensor
 
+from jkosampler.energies import Field
 from jkosampler.engines.affine import set_affine
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.errors import TargetError
@@ -184,16 +185,22 @@ class StepEquation:
         gradient, hessian = potential.gradient_and_hessian(self.z)
         factor, log_det = cholesky_and_log_det(torch.eye(potential.dim).to(self.z) + hessian)
         moved = self.z + gradient
-        if not energy.has_interaction:
-            field = self.problem.field(moved)
-        else:
-            weights = self.weights[self.draws] / self.weights[self.draws].sum()
-            everything = self.draws.stop == len(moved)
-            field = self.problem.field(moved, weights, None if everything else moved[self.draws])
+        field = self._field(moved)
         log_rho = self.log_rho - log_det
         variation = field.variation + energy.internal(log_rho) + energy.pressure_per_mass(log_rho)
         variation = variation + k * (potential.value(self.z) + 0.5 * gradient.square().sum(-1))
         return variation, field.gradient + k * gradient, factor, energy.pressure_slope(log_rho).unsqueeze(-1)
+
+    def _field(self, moved: Tensor) -> Field:
+        """Potential and interaction at the moved points; a draw does not feel itself."""
+        if not self.problem.energy.has_interaction:
+            return self.problem.field(moved)
+        draws, weights = moved[self.draws], self.weights[self.draws] / self.weights[self.draws].sum()
+        own = self.problem.field(draws, weights)
+        if len(draws) == len(moved):
+            return own
+        others = self.problem.field(moved[self.draws.stop :], weights, draws)
+        return Field(*(torch.cat(parts) for parts in zip(own, others, strict=True)))
 
     @torch.no_grad()
     def _derivative(self, now: Linearised) -> Tensor:

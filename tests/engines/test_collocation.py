@@ -1,4 +1,4 @@
-"""Steps by least squares: the equation, its derivative, exact steps, points that can't be used."""
+"""Steps by least squares: by collocation in random ridge functions, and by ridges that are trained."""
 
 from __future__ import annotations
 
@@ -6,32 +6,23 @@ import numpy as np
 import pytest
 import torch
 from oracles import WORKED, kalman_step, wasserstein_step
-from small_problems import Square, double_well, draw, evaluator, exact_frame, gaussian_law, gaussian_log_target, seeded
+from small_problems import (
+    draw,
+    evaluator,
+    exact_frame,
+    gaussian_law,
+    gaussian_log_target,
+    ridge_potential,
+    seeded,
+)
 from torch import Tensor
 
-from jkosampler.energies import KL, Energy, Entropy, Potential
-from jkosampler.engines.collocation import _Equation, draw_ridge_functions, n_functions, solve_collocation
+from jkosampler.energies import KL, Energy
+from jkosampler.engines.collocation import solve_collocation
 from jkosampler.engines.objectives import StepProblem
+from jkosampler.engines.step_equation import StepEquation
 from jkosampler.maps import GradientMap
 from jkosampler.particles import Particles
-from jkosampler.potentials import ResNetPotential
-
-ENERGIES: dict[str, Energy] = {
-    "kl": KL(double_well),
-    "porous": 0.5 * Square() + Potential(lambda x: x[:, 0].square() + x[:, 1].cos()),
-    "sum": 2.0 * Entropy() + Potential(lambda x: (x[:, 0] * x[:, 1]).sin()),
-}
-
-
-def ridge_potential(width: int = 8, seed: int = 0, size: float = 0.0, dim: int = 2) -> ResNetPotential:
-    generator = seeded(seed)
-    potential = ResNetPotential(dim, width=width, depth=1, generator=generator)
-    draw_ridge_functions(potential, generator)
-    with torch.no_grad():
-        potential.output += size * torch.randn(width, generator=generator, dtype=torch.float64)
-        potential.quadratic += size * torch.eye(dim, dtype=torch.float64)
-        potential.linear += size
-    return potential
 
 
 def small_problem(energy: Energy, n: int, tau: float = 0.4) -> tuple[StepProblem, Particles, Tensor]:
@@ -39,68 +30,6 @@ def small_problem(energy: Energy, n: int, tau: float = 0.4) -> tuple[StepProblem
     problem = StepProblem(evaluator(energy, 2), frame, tau)
     points = frame.to_inner(draw(gaussian_law(WORKED), n))
     return problem, points, torch.linspace(1.0, 2.0, n, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("name", sorted(ENERGIES))
-def test_equation_is_the_integral_of_the_residual(name: str) -> None:
-    problem, points, weights = small_problem(ENERGIES[name], 40)
-    potential = ridge_potential(size=0.02)
-    step = GradientMap(potential)
-
-    def variation(z: Tensor) -> Tensor:
-        # the density of the points as a function of z, so that autograd sees all of F
-        law = gaussian_law(WORKED)
-        log_rho = law.log_prob(problem.frame.to_outer(z))
-        gradient, hessian = potential.gradient_and_hessian(z)
-        moved = z + gradient
-        x = problem.frame.to_outer(moved)
-        log_new = log_rho - torch.linalg.slogdet(torch.eye(2, dtype=z.dtype) + hessian)[1]
-        outer = potential_of(ENERGIES[name], x) + problem.energy.internal(log_new)
-        outer = outer + problem.energy.pressure_per_mass(log_new)
-        return outer + problem.stiffness * (potential.value(z) + 0.5 * gradient.square().sum(-1))
-
-    z = points.x.clone().requires_grad_(True)
-    (slope,) = torch.autograd.grad(variation(z).sum(), z)
-    assert points.score is not None
-    pushed = step.push(points.x, points.score)
-    gradient = problem.field(pushed.x).gradient
-    residual = problem.residual(points.x, pushed, points.log_rho - pushed.log_det, gradient)
-    jacobian = torch.eye(2, dtype=z.dtype) + potential.hessian(points.x)
-    torch.testing.assert_close(slope, (jacobian @ residual.detach().unsqueeze(-1)).squeeze(-1).detach())
-    found = _Equation(problem, points, weights, potential).start()
-    assert found is not None
-    with torch.no_grad():
-        expected = variation(points.x)
-    weights = weights / weights.sum()
-    torch.testing.assert_close(found.residual, expected - weights @ expected)
-    assert found.misfit == pytest.approx(0.5 * float(weights @ (expected - weights @ expected).square()))
-
-
-def potential_of(energy: Energy, x: Tensor) -> Tensor:
-    """V by hand, for autograd."""
-    total = torch.zeros_like(x[:, 0])
-    for coefficient, term in energy.terms():
-        if isinstance(term, KL):
-            total = total - coefficient * term.log_target(x)
-        if isinstance(term, Potential):
-            total = total + coefficient * term.potential(x)
-    return total
-
-
-@pytest.mark.parametrize("name", sorted(ENERGIES))
-def test_derivative_agrees_with_finite_differences(name: str) -> None:
-    problem, points, weights = small_problem(ENERGIES[name], 30)
-    equation = _Equation(problem, points, weights, ridge_potential(size=0.02))
-    now = equation.start()
-    assert now is not None
-    derivative = equation._derivative(now)
-    assert derivative.shape == (30, n_functions(equation.potential))
-    h = 1e-5
-    for k in range(derivative.shape[1]):
-        shift = torch.zeros_like(now.parameters)
-        shift[k] = h
-        plus, minus = (equation._variation(now.parameters + sign * shift)[0] for sign in (1.0, -1.0))
-        torch.testing.assert_close(derivative[:, k], (plus - minus) / (2.0 * h), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("metric", ["wasserstein", "kalman"])
@@ -126,7 +55,7 @@ def test_fresh_points_see_the_step_solved_too() -> None:
     assert result is not None
     assert result.after < 1e-5 * result.before
     fresh = problem.frame.to_inner(draw(gaussian_law(WORKED), 2000, seed=9))
-    found = _Equation(problem, fresh, torch.ones(2000), potential).start()
+    found = StepEquation(problem, fresh, torch.ones(2000), potential).start()
     assert found is not None
     assert found.misfit < 1e-3 * result.before  # some lie beyond all points of the fit
 
@@ -178,7 +107,7 @@ def test_tails_are_defended_by_the_error_of_the_equation() -> None:
     result = solve_collocation(problem, points, torch.ones(3000), potential)
     assert result is not None
     assert 1e-6 < result.after < 0.1 * result.before
-    found = _Equation(problem, points, torch.ones(3000), potential).start()
+    found = StepEquation(problem, points, torch.ones(3000), potential).start()
     assert found is not None
     radius = points.x.norm(dim=1)
     far, near = found.residual[radius > 3.5], found.residual[radius < 2.0]

@@ -122,7 +122,7 @@ def fitted_particles(tau: float) -> np.ndarray:
 @pytest.mark.parametrize(("kind", "tolerance"), [("gradient", 0.04), pytest.param("ode", 0.1, marks=pytest.mark.slow)])
 def test_a_network_alone_finds_a_gaussian_step_too(metric: str, kind: str, tolerance: float) -> None:
     p = oracles.WORKED
-    engine = Lagrangian(map=kind, affine=False, n_iterations=250)
+    engine = Lagrangian(map=kind, affine=False, n_iterations=250, n_ridges=0)
     sampler = JKOSampler(
         gaussian_log_target(p),
         metric=metric,
@@ -148,7 +148,7 @@ def test_certificates_of_a_step_that_was_not_made(metric: str) -> None:
     flow = gradient_flow(
         KL(gaussian_log_target(p)), gaussian_law(p), metric=metric, control=FixedSteps(tau, 1e-3), n=2000
     )
-    engine = Lagrangian(affine=False, n_iterations=1)  # at a learning rate of 4e-7
+    engine = Lagrangian(affine=False, n_ridges=0, n_iterations=1)  # at a learning rate of 4e-7
     _, info = engine.step(engine.init(flow))
     assert info is not None
     # With T = id the residual is r = A (x - b) - S^-1 (x - m), all moments of which are known.

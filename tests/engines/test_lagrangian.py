@@ -11,31 +11,21 @@ import numpy as np
 import pytest
 import torch
 from oracles import WORKED, scalar_step
-from small_problems import double_well, gaussian_law, gaussian_log_target, gradient_flow
+from small_problems import QUICK, double_well, gaussian_law, start
 from torch import Tensor
 
 from jkosampler import JKOSampler
 from jkosampler.energies import KL, Entropy
-from jkosampler.engines import Lagrangian, State
-from jkosampler.engines.step_size import AdaptiveSteps, Control, FixedSteps
-from jkosampler.engines.step_solver import StepSolver
+from jkosampler.engines import Lagrangian
 from jkosampler.errors import ArgumentError, StartError, TargetValueError
 from jkosampler.laws import Gaussian, Uniform
-from jkosampler.maps import GradientMap, ODEMap
 
 LogTarget = Callable[[Tensor], Tensor]
-QUICK: dict[str, Any] = {"n_iterations": 40, "width": 16}
 RECORD = {
     "time", "step_size", "stage", "outside", "energy", "energy_se", "energy_change", "energy_change_se",
     "transport_cost", "loss", "n_iterations", "residual", "optimality_gap", "integration_error", "discrepancy",
     "dissipation", "rejected", "wall_s", "target_evaluations",
 }  # fmt: skip
-
-
-def start(log_target: LogTarget = double_well, tau: float = 0.2, **settings: Any) -> tuple[Lagrangian, State]:
-    engine = Lagrangian(**(QUICK | settings))
-    flow = gradient_flow(KL(log_target), gaussian_law(WORKED), metric="kalman", control=FixedSteps(tau, 1e-3), n=2500)
-    return engine, engine.init(flow)
 
 
 def sampler(log_target: LogTarget = double_well, **settings: Any) -> JKOSampler:
@@ -88,12 +78,15 @@ def test_states_can_be_stepped_again() -> None:
         twice.converged = True  # type: ignore[misc]
 
 
-def test_the_generator_decides_everything() -> None:
-    fits = [sampler().fit() for _ in range(2)]
+@pytest.mark.parametrize(("n_ridges", "stage"), [(0, "network"), (24, "collocation")])
+def test_the_generator_decides_everything(n_ridges: int, stage: str) -> None:
+    settings: dict[str, Any] = {"engine": Lagrangian(**(QUICK | {"n_ridges": n_ridges})), "n_steps": 1}
+    fits = [sampler(**settings).fit() for _ in range(2)]
+    assert [record.stage for record in fits[0].history_] == [stage]
     x = torch.zeros(1, 2)
     assert torch.equal(fits[0].log_density(x), fits[1].log_density(x))
     np.testing.assert_array_equal(fits[0].particles_, fits[1].particles_)
-    other = sampler(random_state=1).fit()
+    other = sampler(**settings, random_state=1).fit()
     assert not np.array_equal(fits[0].particles_, other.particles_)
 
 
@@ -104,7 +97,8 @@ def test_the_generator_decides_everything() -> None:
 def test_a_huge_learning_rate_never_raises_the_energy(
     learning_rate: float, step_size: float | None, affine: bool
 ) -> None:
-    engine = Lagrangian(**QUICK, learning_rate=learning_rate, affine=affine)
+    n_ridges = None if step_size is None else 0
+    engine = Lagrangian(**(QUICK | {"n_ridges": n_ridges}), learning_rate=learning_rate, affine=affine)
     fit = sampler(engine=engine, step_size=step_size, n_steps=4).fit()
     for record in fit.history_:
         assert record.energy_change <= 3.0 * record.energy_change_se + 1e-9
@@ -172,52 +166,7 @@ def test_failures_at_the_start_are_errors_at_once() -> None:
 )
 def test_bad_settings_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
-        sampler(engine=Lagrangian(**QUICK, **settings)).fit()
-
-
-@pytest.mark.parametrize(
-    ("settings", "kind"), [({}, GradientMap), ({"map": "ode"}, ODEMap), ({"map": "gradient"}, GradientMap)]
-)
-def test_the_map_is_that_of_the_settings(settings: dict[str, Any], kind: type) -> None:
-    engine, state = start(**settings)
-    after, info = engine.step(state)
-    assert info is not None
-    assert isinstance(after.maps[0].inner, kind)
-
-
-def test_a_network_starts_from_the_best_affine_map() -> None:
-    steps = []
-    for settings in ({"map": "gradient"}, {"map": "ode", "inner_steps": 8}):
-        engine, state = start(n_iterations=1, **settings)  # at a learning rate of 4e-7
-        after, _ = engine.step(state)
-        steps.append(after)
-    x = steps[0].check.x
-    torch.testing.assert_close(steps[1].check.x, x, atol=2e-4, rtol=0.0)
-    torch.testing.assert_close(steps[1].check.log_rho, steps[0].check.log_rho, atol=2e-4, rtol=0.0)
-    assert float(steps[0].values.mean()) < float(state.values.mean()) - 0.5
-
-
-def test_an_affine_step_that_is_the_solution_needs_no_network() -> None:
-    engine, state = start(gaussian_log_target(WORKED))
-    after, info = engine.step(state)
-    assert info is not None
-    assert (info.stage, info.n_iterations, after.warm_start) == ("affine", 0, {})
-    assert info.optimality_gap < 1e-6
-
-
-def test_the_next_network_starts_from_the_hidden_layers_of_the_last() -> None:
-    engine, state = start()
-    after, _ = engine.step(state)
-    assert set(after.warm_start) == {"weights.0", "weights.1", "biases.0", "biases.1"}
-    trained = after.maps[0].inner.state_dict()
-    for name, value in after.warm_start.items():
-        torch.testing.assert_close(value, trained[f"potential.{name}"])
-    quick = Lagrangian(**(QUICK | {"n_iterations": 1}))  # at a rate of 4e-7
-    last = quick.step(after)[0].maps[-1].inner.state_dict()
-    assert torch.allclose(last["potential.weights.0"], after.warm_start["weights.0"], atol=1e-4)
-    cold = Lagrangian(**(QUICK | {"n_iterations": 1}), warm_start=False)
-    last = cold.step(after)[0].maps[-1].inner.state_dict()
-    assert not torch.allclose(last["potential.weights.0"], after.warm_start["weights.0"], atol=1e-2)
+        sampler(engine=Lagrangian(**(QUICK | settings))).fit()
 
 
 def test_a_box_start_is_smoothed_where_the_path_is_free(caplog: pytest.LogCaptureFixture) -> None:
@@ -278,11 +227,3 @@ def test_settings_of_the_paper_can_be_changed_by_name() -> None:
 def test_numbers_that_cannot_be_used_are_named(name: str, value: float) -> None:
     with pytest.raises(ArgumentError, match=f"^{name} must be"):
         start(**{name: value})
-
-
-@pytest.mark.parametrize(("dim", "n_ridges"), [(33, None), (2, 0)])
-def test_collocation_is_left_out_in_high_dimension_or_on_demand(dim: int, n_ridges: int | None) -> None:
-    law = Gaussian(torch.zeros(dim), torch.eye(dim))
-    flow = gradient_flow(KL(lambda x: -x.square().sum(1)), law, metric="kalman", control=AdaptiveSteps(1e-3), n=500)
-    engine = Lagrangian(n_ridges=n_ridges)
-    assert StepSolver(engine, engine.init(flow), Control(1.0, "collocation")).solve() is None
