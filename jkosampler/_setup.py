@@ -116,7 +116,7 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
     for name in ("domain", "checkpoint"):
         if getattr(sampler, name) is not None:
             raise ArgumentError(f"{name}={getattr(sampler, name)!r} is not in this version; only None is.")
-    if isinstance(sampler.order, bool) or not isinstance(sampler.order, int | np.integer) or sampler.order not in (1, 2):
+    if whole_number(sampler.order, "order", 1) > 2:
         raise ArgumentError(f"order must be 1 or 2, got {sampler.order!r}.")
     if sampler.order == 2 and sampler.step_size is None:
         raise ArgumentError(

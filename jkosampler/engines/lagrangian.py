@@ -19,6 +19,7 @@ from sklearn.utils import Bunch
 
 from jkosampler._inputs import whole_number
 from jkosampler.engines.base import GradientFlow, State
+from jkosampler.engines.network_step import is_ode
 from jkosampler.engines.objectives import GRADIENTS
 from jkosampler.engines.step_size import Control
 from jkosampler.engines.step_solver import StepSolver
@@ -145,6 +146,11 @@ class Lagrangian(BaseEstimator):
     def init(self, flow: GradientFlow) -> State:
         """Draw the particles and evaluate the energy where they start."""
         self._check_settings()
+        if flow.order > 1 and is_ode(self, flow.law.dim):
+            raise ArgumentError(
+                f"order={flow.order}: a step of second order goes on along straight lines, which the ODE map has not; "
+                "give engine=engines.Lagrangian(map='gradient')."
+            )
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
         check = Particles.draw(flow.law, _CHECK_PARTICLES, flow.generator)
         outposts = Particles.draw(flow.law, _OUTPOSTS, flow.generator).without_score()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,18 @@ from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.collocation import draw_ridge_functions, solve_collocation, train_ridges
 from jkosampler.engines.mobility_step import solve_with_mobility
+from jkosampler.engines.network_step import (
+    GRADIENT_MAP_LIMIT,
+    default_gradient,
+    is_like,
+    network_map,
+    training_settings,
+)
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
 from jkosampler.engines.step_equation import n_functions
 from jkosampler.engines.step_size import Control
-from jkosampler.engines.training import TrainingResult, TrainingSettings, train
-from jkosampler.maps import Conjugated, GradientMap, Map, ODEMap
+from jkosampler.engines.training import TrainingResult, train
+from jkosampler.maps import Conjugated, GradientMap, Map
 from jkosampler.particles import Particles, calibrated_weights, fewest_calibrated
 from jkosampler.potentials import ResNetPotential
 
@@ -27,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Solution", "StepSolver", "trained_part"]
 
-_GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
-_HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
 _PASSES = 32  # mini-batches that a network's training points make at least
 _NEGLIGIBLE_GAIN = 1e-6  # nats, or their like: an affine step that leaves less to gain needs no more
 _SOME = 2000  # particles that decide whether the affine map suffices; points of a collocation, at least
@@ -79,6 +84,7 @@ class StepSolver:
         self.flow: GradientFlow = state.flow
         self.pool = state.pool
         self.guess = state.warm_start
+        self.stages: list[Conjugated] = []
 
     def solve(self) -> Solution | None:
         """The solved step; None where its method has failed."""
@@ -86,21 +92,21 @@ class StepSolver:
             return self._solve(self.control.tau)
         pieces = self.control.pieces
         shares = [1.0 - _GAMMA, _GAMMA] * pieces
-        stages: list[tuple[Conjugated, float]] = []
+        parts: list[float] = []
         n_iterations = 0
         while (solution := self._solve(_GAMMA * self.control.tau / pieces)) is not None:
             n_iterations += solution.training.n_iterations
-            if len(stages) + 1 == len(shares):
-                return solution._replace(
-                    training=solution.training._replace(n_iterations=n_iterations), stages=tuple(stages)
-                )
-            share = shares[len(stages)]
+            if len(parts) + 1 == len(shares):
+                stages = tuple(zip(self.stages, parts, strict=True))
+                return solution._replace(training=solution.training._replace(n_iterations=n_iterations), stages=stages)
+            share = shares[len(parts)]
             stage = solution.problem.frame.conjugate(solution.step.scaled(share / _GAMMA))
             self.guess = trained_part(solution.step) or self.guess
             self.pool = self.pool.push(stage)
             if not bool(self.pool.log_rho.isfinite().all()):
                 return None  # the extrapolation folds: the step is too long for it
-            stages.append((stage, share / pieces))
+            self.stages.append(stage)
+            parts.append(share / pieces)
         return None
 
     def _solve(self, tau: float) -> Solution | None:
@@ -178,9 +184,9 @@ class StepSolver:
         generator = self.flow.generator
         potential = ResNetPotential(d, width=width, depth=1, generator=generator, device=inner.x.device)
         draw_ridge_functions(potential, generator, to_train=True)
-        set_affine(potential, *_displacement(affine))
+        set_affine(potential, *affine.displacement)
         tries = [(potential, _FIRST_ITERATIONS)]
-        if engine.warm_start and _is_like(self.guess, potential):
+        if engine.warm_start and is_like(self.guess, potential):
             tries.insert(0, (deepcopy(self.guess), _ITERATIONS))
         n = max(_SOME, _POINTS_PER_PARAMETER * (n_functions(potential) + width * (d + 1)))
         order = torch.randperm(len(inner), generator=generator)[:n].to(inner.x.device)
@@ -205,15 +211,15 @@ class StepSolver:
 
     def _collocation(self, problem: StepProblem, affine: AffineSolution) -> Solution | None:
         d, generator = len(affine.shift), self.flow.generator
-        if self.engine.n_ridges == 0 or d > _GRADIENT_MAP_LIMIT:
+        if self.engine.n_ridges == 0 or d > GRADIENT_MAP_LIMIT:
             return None
         width = self.engine.n_ridges or min(_RIDGES_PER_DIMENSION * d, _MOST_RIDGES)
         potential = ResNetPotential(d, width=width, depth=1, generator=generator, device=affine.shift.device)
         draw_ridge_functions(potential, generator)
-        set_affine(potential, *_displacement(affine))
+        set_affine(potential, *affine.displacement)
         n = max(_SOME, _POINTS_PER_FUNCTION * n_functions(potential))
         n_tail = n if self._covers_tails() else int(_TAIL_SHARE * n)
-        points = self._covering(n - n_tail, n_tail).without_score().push_all(self.state.maps)
+        points = self._covering(n - n_tail, n_tail).without_score().push_all(self._path)
         weights = torch.cat([torch.ones(n - n_tail), torch.full((n_tail,), _TAIL_WEIGHT)])
         found = solve_collocation(
             problem, problem.frame.to_inner(points), weights.to(points.x), potential, n_draws=n - n_tail
@@ -225,54 +231,24 @@ class StepSolver:
         return Solution(problem, GradientMap(potential.to(affine.shift)), training, "collocation")
 
     def _network(self, problem: StepProblem, affine: AffineSolution, inner: Particles) -> Solution:
-        step = self._network_map(affine, inner)
-        points = inner
-        if not self.control.exact:
-            # New points for every step: a network that fitted the last ones has nothing left to learn there.
-            points = problem.frame.to_inner(self._training_points().push_all(self.state.maps))
-        training = self._train(problem, step, points)
+        engine, generator = self.engine, self.flow.generator
+        dtype = engine.training_dtype or torch.float32
+        step = network_map(engine, affine, self.guess, generator, dtype=dtype, effort=self.control.effort)
+
+        def fresh() -> Particles:
+            return problem.frame.to_inner(self._training_points().push_all(self._path)).to(dtype)
+
+        # New points for every adaptive step: a network that fitted the last ones has nothing left to learn there.
+        points = inner.to(dtype) if self.control.exact else fresh()
+        settings = training_settings(engine, self.control, self.state.discrepancy)
+        objective = GRADIENTS[engine.gradient or default_gradient(step, points)](problem)
+        training = train(step, objective, points, settings, generator, fresh)
         return Solution(problem, step.to(inner.x.dtype), training, "network")
 
-    def _network_map(self, affine: AffineSolution, inner: Particles) -> Map:
-        """A map to train: the affine solution, and a network that is still zero."""
-        engine, d = self.engine, inner.x.shape[1]
-        ode = engine.map == "ode" or (engine.map is None and d > _GRADIENT_MAP_LIMIT)
-        potential = ResNetPotential(
-            d,
-            width=engine.width,
-            depth=engine.depth,
-            time_input=ode,
-            generator=self.flow.generator,
-            dtype=engine.training_dtype or torch.float32,
-            device=inner.x.device,
-        )
-        if engine.warm_start and _is_like(self.guess, potential):
-            potential.load_state_dict(_hidden_layers(self.guess), strict=False)
-        if not ode:
-            set_affine(potential, *_displacement(affine))
-            return GradientMap(potential)
-        set_affine(potential, affine.exponent, affine.velocity)
-        probes = torch.randn(16, d, generator=self.flow.generator).to(inner.x) if d > _HUTCHINSON_LIMIT else None
-        inner_steps = engine.inner_steps * self.control.effort
-        return ODEMap(potential, integrator=engine.integrator, inner_steps=inner_steps, probes=probes)
-
-    def _train(self, problem: StepProblem, step: Map, points: Particles) -> TrainingResult:
-        engine, control = self.engine, self.control
-        settings = TrainingSettings(
-            n_iterations=control.effort * (engine.n_iterations or (300 if control.exact else 200)),
-            batch_size=engine.batch_size,
-            learning_rate=engine.learning_rate * _reach(self.state.discrepancy),
-            optimizer=engine.optimizer,
-            tolerance=engine.tolerance,
-            resample_every=engine.resample_every,
-        )
-        dtype = next(step.parameters()).dtype
-
-        def resample() -> Particles:
-            return problem.frame.to_inner(self._training_points().push_all(self.state.maps)).to(dtype)
-
-        objective = GRADIENTS[engine.gradient or _default_gradient(step, points)](problem)
-        return train(step, objective, points.to(dtype), settings, self.flow.generator, resample)
+    @property
+    def _path(self) -> list[Map]:
+        """The maps from the initial law to the pool."""
+        return [*self.state.maps, *self.stages]
 
     def _covers_tails(self) -> bool:
         coverage = self.engine.coverage
@@ -291,11 +267,6 @@ class StepSolver:
         return Particles.draw(law, n_draws, generator).joined(spread) if n_draws else spread
 
 
-def _displacement(affine: AffineSolution) -> tuple[Tensor, Tensor]:
-    """Quadratic and linear term of the potential whose gradient map is the affine one."""
-    return affine.matrix - torch.eye(len(affine.shift)).to(affine.shift), affine.shift
-
-
 def trained_part(step: Map) -> nn.Module | None:
     """What the next step may start from: a field, or a potential with ridges or a network."""
     if isinstance(step, DisplacementMap):
@@ -304,31 +275,6 @@ def trained_part(step: Map) -> nn.Module | None:
     return potential if isinstance(potential, ResNetPotential) and potential.depth else None
 
 
-def _is_like(guess: nn.Module | None, potential: ResNetPotential) -> TypeGuard[ResNetPotential]:
-    """Whether two potentials have the same layers."""
-    return isinstance(guess, ResNetPotential) and all(
-        getattr(guess, name) == getattr(potential, name) for name in ("dim", "width", "depth", "time_input")
-    )
-
-
-def _hidden_layers(potential: ResNetPotential) -> dict[str, Tensor]:
-    return {name: value for name, value in potential.state_dict().items() if name.startswith(("weights", "biases"))}
-
-
 def _unit(problem: StepProblem, log_rho: Tensor) -> float:
     """The energy of thermal motion, the mean of P / rho: one nat where the internal energy is the entropy."""
     return float(problem.energy.pressure_per_mass(log_rho).mean())
-
-
-def _reach(discrepancy: float) -> float:
-    """Fraction of the learning rate for a law this near: the way left is at most sqrt(2 KL), Adam's steps are not less.
-
-    (Talagrand's inequality, in whitened coordinates of a Gaussian.)
-    """
-    return min(1.0, max(0.05, (discrepancy / 0.02) ** 0.5))
-
-
-def _default_gradient(step: Map, inner: Particles) -> str:
-    if inner.score is None:
-        return "plain"
-    return "control-variate" if isinstance(step, ODEMap) else "path"
