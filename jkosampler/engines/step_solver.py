@@ -45,7 +45,7 @@ _GAMMA = 1.0 - 0.5**0.5  # of the second-order method: L-stable
 _TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensions in which their equations are cheap
 _FEWEST_POINTS, _POINTS_PER_PARAMETER = 4, 8
 _FIRST_ITERATIONS, _ITERATIONS = 60, 30  # with ridges drawn at random, and with those of the step before
-_LEFT, _NEGLIGIBLE_MISFIT = 1e-3, 1e-5  # of the misfit at the start, and squared nats, that solved steps may leave
+_LEFT, _NEGLIGIBLE_MISFIT = 1e-2, 1e-5  # of the misfit at the start, and squared nats, that solved steps may leave
 _UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
 
 
