@@ -1,6 +1,6 @@
 """What a training step of `ODEMap` costs, as a multiple of the matrix products that it cannot avoid.
 
-    python benchmarks/step_cost.py [--cases 1000,2,64,3 ...] [--repetitions 30] [--naive 3] [--json FILE]
+    python benchmarks/step_cost.py [--cases 1000,2,64,3 ...] [--repetitions 20] [--naive 3] [--json FILE]
 
 One step is forward and backward of `mean(action/2 + log_rho - log_det + |z|^2/2)` in all parameters, by RK4 in one
 inner step with time input and the exact trace, in float32 and on one thread, for n particles in d dimensions and a
@@ -19,8 +19,10 @@ The yardstick, timed in the same run: for each of the four stages, with (rows, i
 
 and for each of them two more of the same size backward: one to its factor on the left, one to its weights. (Only
 the derivatives in the particles at the first stage, which nobody wants, are left out.) They are bare calls with
-`out=` on tensors of their own, and those with a short side are written so that it comes first, which is faster.
-The fused step makes exactly these products, the one of layer 1 as (n, m) x (m, d m).
+`out=`, each on tensors of its own, and those with a short side are written so that it comes first, which is faster.
+The fused step makes exactly these products, those of layer 1's rows as (n, m) x (m, d m).
+
+All are timed in turns, each right after an untimed run of its own, by the CPU time of the process; medians.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ Call = Callable[[], object]
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--cases", nargs="+", default=CASES, metavar="n,d,m,L")
-    arguments.add_argument("--repetitions", type=int, default=30)
+    arguments.add_argument("--repetitions", type=int, default=20)
     arguments.add_argument("--naive", type=int, default=3, help="repetitions of the naive step, 0 to leave it out")
     arguments.add_argument("--json", type=Path)
     chosen = arguments.parse_args()
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def run(n: int, d: int, m: int, depth: int, repetitions: int, naive_repetitions: int) -> dict[str, float]:
-    """Medians over interleaved repetitions, as multiples of the products' median."""
+    """Medians, and their multiples of the products' median."""
     products = irreducible_products(n, d, m, depth)
     potential = random_potential(d, m, depth)
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
@@ -79,9 +81,9 @@ def run(n: int, d: int, m: int, depth: int, repetitions: int, naive_repetitions:
             if name == "naive" and repetition >= naive_repetitions:
                 continue
             step()  # so that the timed one finds its own data in the caches
-            began = time.perf_counter()
+            began = time.process_time()
             step()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(time.process_time() - began)
     medians = {name: statistics.median(values) if values else float("nan") for name, values in times.items()}
     ratios = {name: medians[name] / medians["products"] for name in ("fused", "plain", "naive")}
     minima = {f"{name}, of minima": min(times[name]) / min(times["products"]) for name in ("fused", "plain")}
@@ -116,7 +118,7 @@ def training_step(
 def naive_transport(potential: ResNetPotential, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, weights = INTEGRATORS["rk4"]
     velocities: list[Tensor] = []
-    x = x.requires_grad_(True)
+    x = x.detach().requires_grad_(True)
     end, log_det, action = x, torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
     for row, weight in zip(rows, weights, strict=True):
         z = x + sum((a * v for a, v in zip(row, velocities, strict=True) if a), torch.zeros_like(x))

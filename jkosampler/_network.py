@@ -22,7 +22,7 @@ Tableau = tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]
 
 
 class Layout(NamedTuple):
-    """All that the recorded operations depend on."""
+    """All that the recorded operations depend on: sizes, the scheme, what is wanted, where."""
 
     n: int
     d: int
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     x_gradient: bool
     dtype: torch.dtype
     device: torch.device
-    stream: int
+    stream: int  # of CUDA, whose operations on buffers are in order; 0 elsewhere
 
     def new(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -60,8 +60,9 @@ class Tape(list[Callable[[], Any]]):
 class Network:
     """The parameters as the products take them, and the sums of their derivatives.
 
-    Inputs are (x, t, 1), so that `first = 2 (W_0, b_0)'` (activations are taken at 2a) and `affine = (A, b)` hold the
-    constants too. `inner` is W_0' without time, `squares` q_0, `pair` the shared matrices of layer 1.
+    Inputs are (x, t, 1), so that `first = 2 (W_0, b_0)'` and `affine = (A, b)` hold the constants too. As the arguments
+    a and values u of layers, `biases` are doubled. `inner` is W_0' without time, `squares` q_0, `pair` the shared
+    matrices of layer 1.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -77,10 +78,11 @@ class Network:
         layers = range(1, depth)
         self.hidden, self.d_hidden = {i: values[i] for i in layers}, {i: d_values[i] for i in layers}
         self.hidden_t = {i: new(m, m) for i in layers}
-        self.biases = {i: values[depth + i] for i in layers}
-        self.d_biases = self.d_values[self.bounds[depth][1] : self.bounds[-3][0]].view(depth - 1, m)
+        self.biases, of_biases = new(depth - 1, m), slice(self.bounds[depth][1], self.bounds[-3][0])
+        self.d_biases = self.d_values[of_biases].view(depth - 1, m)
         self.output, self.d_output = values[-3], d_values[-3]
         self.load, self.unload = Tape(), Tape()
+        self.load(torch.mul, self.values[of_biases].view(depth - 1, m), 2.0 * self.one, out=self.biases)
         self._record_load(layout, values[0].mT, values[depth], *values[-2:])
         self._record_unload(layout, d_values[0].mT, d_values[depth], *d_values[-2:])
 

@@ -77,7 +77,7 @@ class Stage:
         tape(torch.mm, self.inputs.mT, net.first, out=a[0])
         for i in range(self.depth):
             if i > 0:
-                tape(torch.addmm, net.biases[i], u[i], net.hidden_t[i], beta=2.0, out=a[i])
+                tape(torch.addmm, net.biases[i - 1], u[i], net.hidden_t[i], out=a[i])
             if i == last:  # its value is not needed
                 tape(torch.sigmoid, a[i], out=s[i])
                 break

@@ -34,8 +34,8 @@ def fused_transport(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`T(x)` (n, d), `log det DT` (n,) and the action (n,) of the flow of `grad phi`, as `ODEMap.transport`.
 
-    Differentiable once, in x and in all parameters of the potential, whose depth is at least 1. What one call keeps
-    for its gradient is released by `backward`; a second `backward` of the same graph evaluates it anew.
+    Differentiable once, in x and in all parameters of the potential, whose depth is at least 1. `backward` releases
+    what the call keeps for it; a second `backward` of a retained graph evaluates the transport anew.
 
     Parameters
     ----------
