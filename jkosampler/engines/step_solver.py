@@ -45,6 +45,7 @@ _GAMMA = 1.0 - 0.5**0.5  # of the second-order method: L-stable
 _TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensions in which their equations are cheap
 _FEWEST_POINTS, _POINTS_PER_PARAMETER = 4, 8
 _FIRST_ITERATIONS, _ITERATIONS = 60, 30  # with ridges drawn at random, and with those of the step before
+_TRIES = 2  # of ridges in a step
 _LEFT, _NEGLIGIBLE_MISFIT = 1e-2, 1e-5  # of the misfit at the start, and squared nats, that solved steps may leave
 _UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
 
@@ -132,7 +133,8 @@ class StepSolver:
             self.control.exact and self._is_solved(problem, step, self._some(inner))
         ):
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
-        found = self._ridges(problem, affine, inner) if self.control.exact else None
+        # the last try is a network's, which folds less far out where ridges are too steep
+        found = self._ridges(problem, affine, inner) if self.control.exact and self.control.failures < _TRIES else None
         return found or self._network(problem, affine, inner)
 
     def _is_solved(self, problem: StepProblem, step: Map, some: Particles) -> bool:
@@ -193,9 +195,11 @@ class StepSolver:
         for guess, most in tries:
             found = train_ridges(problem, inner[order], guess, max_iterations=self.control.effort * most)
             negligible = _NEGLIGIBLE_MISFIT * _unit(problem, inner.log_rho[order]) ** 2
-            if found is not None and found.after <= max(_LEFT * found.before, negligible):
-                training = TrainingResult(found.after, found.n_iterations)
-                return Solution(problem, GradientMap(guess.to(affine.shift)), training, "collocation")
+            if found is None or found.after > max(_LEFT * found.before, negligible):
+                continue
+            step = GradientMap(guess.to(affine.shift))
+            if bool(inner.without_score().push(step).log_rho.isfinite().all()):
+                return Solution(problem, step, TrainingResult(found.after, found.n_iterations), "collocation")
         return None
 
     def _affine(self, problem: StepProblem, inner: Particles) -> AffineSolution:
