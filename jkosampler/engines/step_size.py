@@ -117,6 +117,7 @@ class FixedSteps:
     threshold: float
     order: int = 1
     retries: int = 2
+    halvings: int = 5
 
     def first(self) -> Control:
         return Control(self.tau, "network", exact=True)
@@ -132,10 +133,11 @@ class FixedSteps:
         return replace(control, effort=1, pieces=1, failures=0)
 
     def after_reject(self, control: Control, discrepancy: float) -> Control | None:
-        if control.failures >= self.retries:
+        if control.failures >= (self.retries if self.order == 1 else self.halvings):
             return None
-        pieces = 1 if self.order == 1 else 2 * control.pieces
-        return replace(control, failures=control.failures + 1, effort=2 * control.effort, pieces=pieces)
+        if self.order == 1:
+            return replace(control, failures=control.failures + 1, effort=2 * control.effort)
+        return replace(control, failures=control.failures + 1, pieces=2 * control.pieces)
 
     def converged(self, control: Control, seen: Judgement) -> bool:
         return seen.discrepancy <= self.threshold

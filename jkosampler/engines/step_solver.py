@@ -134,7 +134,11 @@ class StepSolver:
         ):
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
         # the last try is a network's, which folds less far out where ridges are too steep
-        found = self._ridges(problem, affine, inner) if self.control.exact and self.control.failures < _TRIES else None
+        found = (
+            self._ridges(problem, affine, inner)
+            if self.control.exact and (self.flow.order > 1 or self.control.failures < _TRIES)
+            else None
+        )
         return found or self._network(problem, affine, inner)
 
     def _is_solved(self, problem: StepProblem, step: Map, some: Particles) -> bool:
