@@ -2,8 +2,8 @@
 Aggregation of particles that can't overlap
 ===========================================
 
-Particles attract each other with W(z) = |z|^2, the slower the denser they are: the mobility rho (1 - rho) keeps the
-density below one (Lee, Wang, Li, arXiv 2311.06700, section 4.3). From rho = 3/4 (1 - |x|^2), of mass 3 pi / 8, the edge
+Particles attract each other with `W(z) = |z|^2`, the slower the denser they are: the mobility rho (1 - rho) keeps the
+density below one (Lee, Wang, Li, arXiv 2311.06700, section 4.3). From `rho = 3/4 (1 - |x|^2)`, mass 3 pi / 8, the edge
 steepens to a shock at t = 0.108, and in the end the mass fills a ball with density one.
 """
 
@@ -61,7 +61,7 @@ for ax, x, rho, t in zip(axes.flat, particles, densities, times, strict=True):
     ax.set_title(f"t = {t:g}")
 
 # %%
-# The energy, half the mean of |x - y|^2 over pairs, times the squared mass: with the centre at rest, that of |x|^2.
+# The energy, half the mean of `|x - y|^2` over pairs, times the squared mass: with the centre at rest, that of `|x|^2`.
 exact = [mass * np.trapezoid(2.0 * np.pi * r**3 * rho, r) for r, rho in map(solution, flow.times_)]
 energy = [mass**2 * np.square(flow.sample(20_000, t=t, random_state=2)).sum(1).mean() for t in flow.times_]
 _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")

@@ -112,7 +112,7 @@ class Ball(_RadialPower):
 
 
 class Parabola(_RadialPower):
-    """The density height (1 - |x|^2 / radius^2)_+, of mass `mass`: 1 on the line and 3 pi / 8 in the plane by default.
+    """The density `height (1 - |x|^2 / radius^2)_+`, of mass `mass`: by default 1 on the line, 3 pi / 8 in the plane.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ class Parabola(_RadialPower):
 class Barenblatt(_RadialPower):
     """Barenblatt's profile of unit mass: the source-type solution of the porous medium equation d rho/dt = Lap rho^m.
 
-    With al = d / (d (m - 1) + 2), be = (m - 1) al / (2 d m), p = 1 / (m - 1) and C from the unit mass, at age s
+    With al = d / (d (m - 1) + 2), be = (m - 1) al / (2 d m), p = 1 / (m - 1) and C from the unit mass, at age s::
 
         rho(x) = s^(-al) (C - be |x|^2 s^(-2 al / d))_+^p.
 
