@@ -121,7 +121,7 @@ class StepSolver:
         step = GradientMap(affine.potential(inner.x.dtype))
         if self.control.method == "collocation":
             return self._collocation(problem, affine)
-        if self.control.method == "affine" or (self.control.exact and _is_solved(problem, step, inner)):
+        if self.control.method == "affine" or (self.control.exact and self._is_solved(problem, step, inner)):
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
         found = self._ridges(problem, affine, inner) if self.control.exact else None
         return found or self._network(problem, affine, inner)
@@ -162,8 +162,20 @@ class StepSolver:
         if not self.engine.affine:
             return AffineSolution.identity(inner.x)
         exact = self.control.exact
-        some = inner[: max(_SOME if exact else 500, fewest_calibrated(inner.x.shape[1]))]
+        some = _few(inner, _SOME if exact else 500)
         return solve_affine(problem, some, self._weights(some), max_iterations=200 if exact else 20)
+
+    def _is_solved(self, problem: StepProblem, step: Map, inner: Particles) -> bool:
+        """Whether the affine map alone solves the step: its Euler-Lagrange residual bounds what is left to gain."""
+        some = _few(inner, _SOME)
+        if some.score is None:
+            return False
+        pushed = step.push(some.x, some.score)
+        # with the weights that the affine map was found with: others' centre is elsewhere, and pulls all along
+        weights = self._weights(some) if self.flow.energy.has_interaction else None
+        value, _, force = problem.field(pushed.x, weights)
+        residual = problem.residual(some.x, pushed, some.log_rho - pushed.log_det, force)[value.isfinite()]
+        return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness) < _NEGLIGIBLE_GAIN
 
     def _collocation(self, problem: StepProblem, affine: AffineSolution) -> Solution | None:
         d, generator = len(affine.shift), self.flow.generator
@@ -283,16 +295,9 @@ def _reach(discrepancy: float) -> float:
     return min(1.0, max(0.05, (discrepancy / 0.02) ** 0.5))
 
 
-def _is_solved(problem: StepProblem, step: Map, inner: Particles) -> bool:
-    """Whether the affine map alone solves the step: its Euler-Lagrange residual bounds what is left to gain."""
-    if inner.score is None:
-        return False
-    some = inner[:_SOME]
-    assert some.score is not None
-    pushed = step.push(some.x, some.score)
-    value, _, force = problem.field(pushed.x)
-    residual = problem.residual(some.x, pushed, some.log_rho - pushed.log_det, force)[value.isfinite()]
-    return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness) < _NEGLIGIBLE_GAIN
+def _few(particles: Particles, n: int) -> Particles:
+    """So many of the particles, and enough to calibrate their weights."""
+    return particles[: max(n, fewest_calibrated(particles.x.shape[1]))]
 
 
 def _default_gradient(step: Map, inner: Particles) -> str:
