@@ -15,7 +15,7 @@ BIN = .venv/bin
 PIP_INSTALL = -m pip install --quiet --quiet --disable-pip-version-check
 # One thread a test process: torch's own threads only slow down two processes on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-NUMPY_ONLY_TESTS = tests/diagnostics tests/test_arviz_io.py tests/test_plotting.py
+NUMPY_ONLY_TESTS = tests/diagnostics tests/test_arviz_io.py tests/test_plotting.py tests/test_plot_flow.py
 
 .PHONY: help demo test test-arviz1 test-slow lint docs bench clean
 .NOTPARALLEL:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE",
+    "RED",
     "AxesArray",
     "density_colours",
     "density_norm",
@@ -28,7 +29,7 @@ __all__ = [
 
 AxesArray: TypeAlias = np.ndarray[Any, Any]  # numpy's types can't say "objects that are Axes"
 
-BLUE = "#0072B2"  # of Okabe and Ito's palette, distinct for every kind of colour vision
+BLUE, RED = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, distinct for every kind of colour vision
 
 
 def new_figure(width: float, height: float) -> Figure:

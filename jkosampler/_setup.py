@@ -20,6 +20,7 @@ from jkosampler.engines.step_size import AdaptiveSteps, FixedSteps, StepControl
 from jkosampler.errors import ArgumentError
 from jkosampler.laws import Gaussian, Law, Mixture, as_law
 from jkosampler.metrics import Metric, as_metric
+from jkosampler.mobility import Mobility, as_mobility
 from jkosampler.particles import Particles
 from jkosampler.targets import Target, as_target
 from jkosampler.targets.base import one_dimension
@@ -31,6 +32,7 @@ __all__ = ["Setup", "check_that_it_ends"]
 
 _PARTICLES = 16_000
 _PARTICLES_PER_DIMENSION = 400
+_MORE_WITH_MOBILITY = 4  # particles show where a step would leave the allowed densities
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
 
 
@@ -73,6 +75,8 @@ class Setup:
         adaptive = sampler.step_size is None
         start, note = _carried(law) if adaptive else (law, None)
         n_particles = max(_PARTICLES, _PARTICLES_PER_DIMENSION * dim)
+        if sampler.mobility is not None:
+            n_particles *= _MORE_WITH_MOBILITY
         problem = GradientFlow(
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
             metric=_metric(sampler.metric, "wasserstein" if target is None else "kalman"),
@@ -82,6 +86,7 @@ class Setup:
             generator=generator,
             start=None if particles is None else _at(start, particles),
             order=int(sampler.order),
+            mobility=_mobility(sampler),
         )
         return cls(dim, dtype, device, target, energy, law, _engine(sampler.engine), problem, note, adaptive)
 
@@ -108,10 +113,10 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
         raise ArgumentError("give either log_target or energy: exactly one of them says where the flow goes.")
     if sampler.energy is not None and not isinstance(sampler.energy, Energy):
         raise ArgumentError(f"energy must be an Energy, got {type(sampler.energy).__name__}.")
-    for name in ("mobility", "domain", "checkpoint"):
+    for name in ("domain", "checkpoint"):
         if getattr(sampler, name) is not None:
             raise ArgumentError(f"{name}={getattr(sampler, name)!r} is not in this version; only None is.")
-    if isinstance(sampler.order, bool) or not isinstance(sampler.order, int | np.integer) or sampler.order not in (1, 2):
+    if whole_number(sampler.order, "order", 1) > 2:
         raise ArgumentError(f"order must be 1 or 2, got {sampler.order!r}.")
     if sampler.order == 2 and sampler.step_size is None:
         raise ArgumentError(
@@ -219,6 +224,15 @@ def _metric(metric: Any, default: str) -> Metric:
         known = as_metric(metric.lower())
         raise ArgumentError(f"metric={metric!r}: names of metrics are lower case, give {known.name!r}.")
     return as_metric(default if metric is None else metric)
+
+
+def _mobility(sampler: JKOSampler) -> Mobility | None:
+    mobility = as_mobility(sampler.mobility)
+    if mobility is not None and sampler.step_size is None:
+        raise ArgumentError("mobility: flows with a mobility need fixed steps; give step_size and n_steps.")
+    if mobility is not None and sampler.order != 1:
+        raise ArgumentError("order=2 is for the linear mobility; with mobility= take order=1 and a smaller step_size.")
+    return mobility
 
 
 def _control(sampler: JKOSampler, dim: int) -> StepControl:

@@ -42,8 +42,9 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         its Kullback-Leibler divergence.
     metric : {"kalman", "wasserstein"} or Metric, optional
         None: "kalman" for a `log_target`, "wasserstein" for an `energy`.
-    mobility : optional
-        None, for M(rho) = rho; other mobilities are not in this version.
+    mobility : "exclusion", callable or Mobility, optional
+        M(rho) of the flow; None: rho itself. "exclusion" is rho (1 - rho), and a callable takes densities (n,). Needs
+        fixed steps of order 1.
     dim : int, optional
         d; may be left out when the target or the initial law knows it.
     energy : Energy, optional
@@ -70,8 +71,9 @@ class JKOSampler(FittedAttributes, BaseEstimator):
     n_particles : int, optional
         Particles that the fit carries; None: 16 000, more in high dimension. Not a number of evaluations: a step
         evaluates the target at them, and at others, as often as it needs.
-    order : int
-        Order in time; 1, the JKO step, in this version.
+    order : {1, 2}
+        Order of fixed steps in time: 1, the JKO step, or 2, which costs two of them and is as accurate as many; see
+        `docs/design.md`.
     random_state : int, numpy Generator or RandomState, torch Generator, optional
         Source of all randomness; global random states are never touched.
     device : torch.device or str, optional

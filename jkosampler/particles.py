@@ -111,9 +111,11 @@ class Particles:
 def calibrated_weights(
     particles: Particles, pressure_per_mass: Tensor | None = None, pressure_slope: Tensor | None = None
 ) -> Tensor:
-    """Positive weights (n,) of sum one, nearest to equal in entropy, with `sum w P' s = 0`, `sum w (P' s x' + P/rho I) = 0`.
+    """Positive weights (n,) of sum one, nearest to equal in entropy, that give the law's identities to a sample.
 
-    These identities hold for every pressure P(rho), which is given by `P / rho` (n,) and `P'` (n,); None: P = rho. With
+    They are `sum w P' s = 0` and `sum w (P' s x' + P/rho I) = 0`.
+
+    Both hold for every pressure P(rho), which is given by `P / rho` (n,) and `P'` (n,); None: P = rho. With
     that of the step's energy its affine part is exact where the law and its neighbours in the flow are affine images
     of each other: Gaussians under the entropy, Barenblatt profiles under a power.
 

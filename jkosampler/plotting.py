@@ -1,6 +1,6 @@
-"""Figures of a flow and its draws: density evolution, energy decay, draws on contours, marginal pairs.
+"""Figures of a flow and its draws: density evolution, draws on contours, marginal pairs, and those of `_plot_flow`.
 
-The first three are figures 8 and 9 of Lee, Wang, Li (arXiv 2311.06700). Each function takes numpy arrays,
+They are like those of Lee, Wang, Li (arXiv 2311.06700), section 4. Each function takes numpy arrays,
 draws on the axes that it is given, or on those of a new `matplotlib.figure.Figure` that pyplot does not know
 (so that nothing stays open), and returns the axes; `ax.figure.savefig("name.png")` writes the file. For
 `plt.show()` pass axes made by `plt.subplots()`. matplotlib is imported by the first call.
@@ -12,16 +12,25 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from jkosampler import _plot_data as data
 from jkosampler import _plot_style as style
+from jkosampler._plot_flow import plot_energy, plot_paths, plot_profile, plot_ring
 from jkosampler.errors import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_density_evolution", "plot_energy", "plot_pairs", "plot_posterior_contours"]
+__all__ = [
+    "plot_density_evolution",
+    "plot_energy",
+    "plot_pairs",
+    "plot_paths",
+    "plot_posterior_contours",
+    "plot_profile",
+    "plot_ring",
+]
 
 
 def plot_density_evolution(
@@ -93,63 +102,6 @@ def plot_density_evolution(
     bar = panels[0].figure.colorbar(dots, ax=list(panels), label="density", pad=0.02, aspect=25)
     bar.outline.set_visible(False)
     return panels
-
-
-def plot_energy(
-    times_or_steps: ArrayLike, energy: ArrayLike, *, reference: float | None = None, ax: Axes | None = None
-) -> Axes:
-    """The decay of the energy along the flow.
-
-    Parameters
-    ----------
-    times_or_steps : array (K,)
-        Flow times (float) or step numbers (int); the axis is labelled accordingly.
-    energy : array (K,)
-        The energy there; in nats, if it is a Kullback-Leibler divergence.
-    reference : float, optional
-        The energy's minimum, such as `-log Z` for the divergence from an unnormalised target. The excess over
-        it is drawn on a logarithmic scale; estimates not above it (by Monte Carlo error) are open triangles,
-        drawn at the lowest positive excess.
-    ax : Axes, optional
-        Where to draw; new axes otherwise.
-
-    Returns
-    -------
-    Axes
-
-    Raises
-    ------
-    ArgumentError
-        If the two arrays differ in length, or no energy lies above the reference.
-    """
-    where, level = np.asarray(times_or_steps), np.asarray(energy, dtype=float)
-    if where.ndim != 1 or where.shape != level.shape or not where.size:
-        raise ArgumentError(f"energy: shape {where.shape} of times_or_steps is needed, got {level.shape}.")
-    if reference is not None and not (level > reference).any():
-        raise ArgumentError(f"reference: no energy lies above {reference:.6g}; pass the energy's minimum.")
-    if ax is None:
-        ax = style.new_figure(4.2, 3.0).subplots()
-    curve: dict[str, Any] = {"color": style.BLUE, "marker": "o", "markersize": 3.5, "linewidth": 1.2}
-    if reference is None:
-        ax.plot(where, level, **curve)
-        ax.set_ylabel("energy")
-    else:
-        _plot_excess(ax, where, level - reference, curve)
-    ax.set_xlabel("step" if where.dtype.kind in "iu" else "flow time")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def _plot_excess(ax: Axes, where: NDArray[Any], excess: NDArray[np.float64], curve: dict[str, Any]) -> None:
-    """The excess over the minimum on a logarithmic scale, with a mark for what has no logarithm."""
-    above, below = excess > 0, excess <= 0
-    ax.plot(where, np.where(above, excess, np.nan), **curve)
-    if below.any():
-        floor = np.full(np.count_nonzero(below), excess[above].min())
-        ax.plot(where[below], floor, "v", color=style.BLUE, fillstyle="none", label="not above the minimum")
-        ax.legend(frameon=False)
-    ax.set_yscale("log")
-    ax.set_ylabel("energy above its minimum")
 
 
 def plot_posterior_contours(

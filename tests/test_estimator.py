@@ -234,7 +234,7 @@ def test_value_errors_carry_the_points():
         ({"energy": energies.Entropy()}, "exactly one"),
         ({"dim": None}, "dim"),
         ({"metric": "euclid"}, "metric"),
-        ({"mobility": "exclusion"}, "mobility"),
+        ({"mobility": "congestion"}, "mobility"),
         ({"order": 3}, "order"),
         ({"order": 2, "step_size": None}, "order=2 .* give step_size"),
         ({"checkpoint": "run.safetensors"}, "checkpoint"),

@@ -125,32 +125,6 @@ def test_density_evolution_names_the_wrong_argument(change, word):
         plotting.plot_density_evolution(**arguments)
 
 
-# -------------------------------------------------------------------------------- energy
-
-
-def test_energy_is_drawn_as_it_is():
-    ax = plotting.plot_energy([0.0, 0.5, 1.5], [3.0, 1.0, -0.5])
-    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0.0, 3.0], [0.5, 1.0], [1.5, -0.5]])
-    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("linear", "flow time", "energy")
-    assert plotting.plot_energy(np.arange(3), [3.0, 1.0, 0.5], ax=ax) is ax
-    assert ax.get_xlabel() == "step"
-
-
-def test_energy_above_its_minimum_marks_what_has_no_logarithm():
-    ax = plotting.plot_energy(np.arange(4), [12.0, 10.5, 9.9, 10.1], reference=10.0)
-    assert ax.get_yscale() == "log"
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), [2.0, 0.5, np.nan, 0.1])
-    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[2.0, 0.1]])
-    assert len(plotting.plot_energy([0, 1], [3.0, 2.0], reference=1.0).lines) == 1
-
-
-def test_energy_names_the_wrong_argument():
-    with pytest.raises(ArgumentError, match="energy"):
-        plotting.plot_energy([0, 1], [1.0])
-    with pytest.raises(ArgumentError, match="reference"):
-        plotting.plot_energy([0, 1], [1.0, 0.5], reference=2.0)
-
-
 # -------------------------------------------------------------------------------- contours
 
 

@@ -67,7 +67,7 @@ def test_float32_inside_is_float64_for_numpy():
         ({"domain": np.ones(2)}, "domain"),
         ({"checkpoint": np.ones(2)}, "checkpoint"),
         ({"order": np.ones(2)}, "order"),
-        ({"order": True}, "order must be 1 or 2"),
+        ({"order": True}, "order must be a whole number"),
         ({"order": 3}, "order must be 1 or 2"),
         ({"order": 2, "step_size": None}, "order=2 .* give step_size"),
         ({"engine": np.ones(2)}, "engine"),

@@ -19,8 +19,8 @@ __all__ = ["EnergyEvaluator", "Field"]
 class Field(NamedTuple):
     """Potential and interaction at points: energy per mass (n,), its variation (n,) and the gradient of that (n, d).
 
-    The energy per mass is `V + W * rho / 2`, the variation `V + W * rho`; without interaction both are V. They are +inf,
-    with a zero gradient, where no mass may be.
+    The energy per mass is `V + W * rho / 2`, the variation `V + W * rho`; without interaction both are V. They are
+    +inf, with a zero gradient, where no mass may be.
     """
 
     energy: Tensor

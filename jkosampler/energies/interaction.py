@@ -16,7 +16,7 @@ from jkosampler.errors import ArgumentError, TargetGradientError, TargetShapeErr
 
 __all__ = ["Interaction"]
 
-_PAIR_NUMBERS = 2**21  # numbers in a block of differences: bounds the memory, whatever the number of particles
+_PAIR_NUMBERS = 2**17  # numbers in a block of differences: bounds the memory, and blocks stay in the cache
 _EVEN = 1e-6  # relative difference of W(z) and W(-z) that rounding may make
 
 
@@ -67,10 +67,10 @@ class Interaction(Energy):
             diagonal = rows.start == columns.start
             pairs, slopes = self._pairs(x[rows], x[columns], without_diagonal=diagonal)
             value[rows] += pairs @ weights[columns]
-            gradient[rows] += torch.einsum("ijk,j->ik", slopes, weights[columns])
+            gradient[rows] += (slopes @ weights[columns]).mT
             if not diagonal:
                 value[columns] += weights[rows] @ pairs
-                gradient[columns] -= torch.einsum("ijk,i->jk", slopes, weights[rows])
+                gradient[columns] -= (weights[rows] @ slopes).mT
         norm = 1.0 - weights.square().sum()
         return value / norm, gradient / norm
 
@@ -80,17 +80,22 @@ class Interaction(Energy):
         for rows, columns in _blocks(len(x), len(crowd), x.shape[1]):
             pairs, slopes = self._pairs(x[rows], crowd[columns], without_diagonal=False)
             value[rows] += pairs @ weights[columns]
-            gradient[rows] += torch.einsum("ijk,j->ik", slopes, weights[columns])
+            gradient[rows] += (slopes @ weights[columns]).mT
         return value, gradient
 
     def _pairs(self, x: Tensor, y: Tensor, *, without_diagonal: bool) -> tuple[Tensor, Tensor]:
-        """W (n, m) and its gradient (n, m, d) of the differences x_i - y_j."""
-        z = x.unsqueeze(1) - y.unsqueeze(0)
+        """W (n, m) and its gradient (d, n, m) of the differences x_i - y_j."""
+        # Coordinates outermost in memory: sums over a last axis of length d are slow where it is the innermost.
+        z = x.mT.unsqueeze(2) - y.mT.unsqueeze(1)
         if not without_diagonal:
-            return self._value_and_slope(z)
-        own = torch.eye(len(x), dtype=torch.bool, device=x.device)
-        value, slope = self._value_and_slope(torch.where(own.unsqueeze(-1), 1.0, z))  # W may be singular at zero
-        return value.masked_fill(own, 0.0), slope.masked_fill(own.unsqueeze(-1), 0.0)
+            value, slope = self._value_and_slope(z.movedim(0, -1))
+            return value, slope.movedim(-1, 0)
+        z.diagonal(dim1=1, dim2=2).fill_(1.0)  # W may be singular at zero
+        value, slope = self._value_and_slope(z.movedim(0, -1))
+        value.fill_diagonal_(0.0)
+        slope = slope.movedim(-1, 0)
+        slope.diagonal(dim1=1, dim2=2).zero_()
+        return value, slope
 
     def _value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
@@ -105,12 +110,13 @@ class Interaction(Energy):
             if not value.requires_grad:
                 raise TargetGradientError("energy: the kernel of Interaction must be made of torch operations on z.")
             (slope,) = torch.autograd.grad(value.sum(), z)
-        if not bool(value.isfinite().all()) or not bool(slope.isfinite().all()):
-            worst = z.detach()[~(value.isfinite() & slope.isfinite().all(-1))][0]
+        if not bool((value.detach().sum() + slope.sum()).isfinite()):  # NaN or infinite where one of them is
+            wrong = ~(value.isfinite() & slope.isfinite().all(-1))
+            worst = z.detach()[wrong][0] if bool(wrong.any()) else z.detach().flatten(0, -2)[0]
             raise TargetValueError(
                 f"energy: the kernel of Interaction or its gradient is not finite at the difference {worst.tolist()}."
             )
-        return value.detach(), slope
+        return value.detach(), slope.detach()
 
 
 def _blocks(n: int, m: int, d: int) -> Iterator[tuple[slice, slice]]:

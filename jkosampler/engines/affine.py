@@ -39,6 +39,11 @@ class AffineSolution(NamedTuple):
         return torch.linalg.matrix_exp(self.exponent)
 
     @property
+    def displacement(self) -> tuple[Tensor, Tensor]:
+        """Matrix and shift of T - I: the quadratic and linear term of the potential whose gradient map is T."""
+        return self.matrix - torch.eye(len(self.shift)).to(self.shift), self.shift
+
+    @property
     def velocity(self) -> Tensor:
         """The a (d,) for which the flow of `dz/ds = Q z + a` ends at T: `a = (int_0^1 e^{sQ} ds)^-1 b`."""
         rates, axes = torch.linalg.eigh(self.exponent)
@@ -48,7 +53,7 @@ class AffineSolution(NamedTuple):
     def potential(self, dtype: torch.dtype) -> ResNetPotential:
         """The potential without a network whose gradient map is T."""
         potential = ResNetPotential(len(self.shift), depth=0, dtype=dtype, device=self.shift.device)
-        set_affine(potential, self.matrix - torch.eye(len(self.shift)).to(self.shift), self.shift)
+        set_affine(potential, *self.displacement)
         return potential
 
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from sklearn.utils import Bunch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jkosampler.diagnostics import Evidence
 from jkosampler.energies import EnergyEvaluator
@@ -19,8 +19,8 @@ from jkosampler.engines.step_size import Control, StepControl
 from jkosampler.laws import Law
 from jkosampler.maps import Map
 from jkosampler.metrics import Metric
+from jkosampler.mobility import Mobility
 from jkosampler.particles import Particles
-from jkosampler.potentials import ResNetPotential
 
 __all__ = ["Engine", "GradientFlow", "State"]
 
@@ -30,7 +30,8 @@ class GradientFlow:
     """What is to be computed, and where its randomness comes from.
 
     `law` is the start that the particles can carry: the user's law, or its smooth stand-in. `start` are the particles
-    to begin with, where the user gave some. `order` is that of fixed steps in time.
+    to begin with, where the user gave some. `order` is that of fixed steps in time; `mobility` None is the
+    linear one.
     """
 
     energy: EnergyEvaluator
@@ -41,6 +42,7 @@ class GradientFlow:
     generator: torch.Generator
     start: Particles | None = None
     order: int = 1
+    mobility: Mobility | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class State:
     `pool` are the particles that steps are solved on. Held-out particles of the same law judge the steps: `check`,
     with the energy `values` (n,) at each, +inf where no mass may be; and many more `outposts`, at which a map must
     not fold. `claims` are what the importance weights of this law and those before it say of the evidence, where they
-    say anything; `missing_evidence` is a sentence when one of them contradicts the last. `warm_start` is the last potential
-    with ridges or a network.
+    say anything; `missing_evidence` is a sentence when one of them contradicts the last. `warm_start` is the last
+    potential with ridges or a network, or the last field of a flow with a mobility.
     """
 
     flow: GradientFlow
@@ -68,7 +70,7 @@ class State:
     converged: bool = False
     claims: tuple[Evidence, ...] = ()
     missing_evidence: str | None = None
-    warm_start: ResNetPotential | None = None
+    warm_start: nn.Module | None = None
 
 
 class Engine(Protocol):

@@ -1,10 +1,10 @@
 """The Lagrangian engine: every implicit step is a learned map of particles.
 
 Algorithms 1 and 2 of Lee, Wang, Li (arXiv 2311.06700). By default a step is solved in three parts: in the whitened
-coordinates of the metric, its best affine map by L-BFGS; on top of that, near the target, ridge functions by
-collocation, or else a ResNet potential trained with the path gradient (`step_solver`); and a check of the result on
-particles that took no part (`trial`). `Lagrangian.as_in_the_paper()` is the algorithm as printed, corrected as in
-`docs/design.md`.
+coordinates of the metric, its best affine map by L-BFGS; on top of that, ridge functions by least squares for the
+step's equation, or else a ResNet potential trained with the path gradient (`step_solver`); and a check of the result on
+particles that took no part (`trial`). Flows with a mobility have a solver of their own (`mobility_step`).
+`Lagrangian.as_in_the_paper()` is the algorithm as printed, corrected as in `docs/design.md`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sklearn.utils import Bunch
 
 from jkosampler._inputs import whole_number
 from jkosampler.engines.base import GradientFlow, State
+from jkosampler.engines.network_step import is_ode
 from jkosampler.engines.objectives import GRADIENTS
 from jkosampler.engines.step_size import Control
 from jkosampler.engines.step_solver import StepSolver
@@ -70,8 +71,8 @@ class Lagrangian(BaseEstimator):
         Where a network is trained: at draws of the law, or evenly from its centre to its tails
         (`Particles.draw_spread`); None: "law", and "spread" for the last adaptive steps, near the target.
     n_ridges : int, optional
-        Ridge functions of a step that is solved by collocation; None: 100 a dimension, at most 500; 0: never solve
-        a step so.
+        Ridge functions of a step that is solved by least squares; None: 64 in fixed steps, where they are trained, and
+        100 a dimension, at most 500, in adaptive ones, where they are random; 0: train networks instead.
     affine : bool
         Whether each step starts from its best affine map.
     warm_start : bool
@@ -145,8 +146,20 @@ class Lagrangian(BaseEstimator):
     def init(self, flow: GradientFlow) -> State:
         """Draw the particles and evaluate the energy where they start."""
         self._check_settings()
+        if flow.order > 1 and is_ode(self, flow.law.dim):
+            raise ArgumentError(
+                f"order={flow.order}: a step of second order goes on along straight lines, which the ODE map has not; "
+                "give engine=engines.Lagrangian(map='gradient')."
+            )
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
         check = Particles.draw(flow.law, _CHECK_PARTICLES, flow.generator)
+        outposts = Particles.draw(flow.law, _OUTPOSTS, flow.generator).without_score()
+        if flow.mobility is not None:
+            pool = pool[pool.log_rho.argsort()]  # the thinnest first
+            if not flow.energy.has_internal:  # nothing else asks for scores, which shocks make infinite
+                pool, check = pool.without_score(), check.without_score()
+            for particles in (pool, check, outposts):
+                flow.mobility.check(flow.energy.mass * particles.log_rho.exp())
         flow.energy.check_start(check.x)
         field = flow.energy.field(check.x)
         values = field.energy + flow.energy.internal(check.log_rho)
@@ -158,7 +171,7 @@ class Lagrangian(BaseEstimator):
             pool,
             check,
             values,
-            Particles.draw(flow.law, _OUTPOSTS, flow.generator).without_score(),
+            outposts,
             discrepancy=discrepancy,
             dissipation=dissipation,
             claims=() if seen is None else (seen,),
@@ -201,7 +214,7 @@ class Lagrangian(BaseEstimator):
             trial, trouble = self._try(state, control)
             if trial is not None and state.flow.control.accepts(control, trial.judgement):
                 state = _advance(state, control, trial)
-                info = trial.record(state.times[-1])
+                info = trial.record(state.times[-1], state.flow.energy.mass)
                 info.rejected = rejected
                 info.wall_s = time.perf_counter() - started
                 info.target_evaluations = state.flow.energy.n_evaluations - evaluations

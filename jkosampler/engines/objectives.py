@@ -27,17 +27,19 @@ from jkosampler.energies import EnergyEvaluator, Field
 from jkosampler.errors import ArgumentError
 from jkosampler.maps import Map, Pushed
 from jkosampler.metrics import Frame
+from jkosampler.mobility import Mobility
 from jkosampler.particles import Particles
 
 __all__ = ["GRADIENTS", "ControlVariate", "Objective", "PathGradient", "Plain", "StepProblem"]
 
 
 class StepProblem(NamedTuple):
-    """One step to solve: the energy, the coordinates, and the step size tau in flow time."""
+    """One step to solve: the energy, the coordinates, the step size tau in flow time, and a mobility if not linear."""
 
     energy: EnergyEvaluator
     frame: Frame
     tau: float
+    mobility: Mobility | None = None
 
     @property
     def stiffness(self) -> float:
@@ -45,10 +47,10 @@ class StepProblem(NamedTuple):
         return self.frame.cost / self.tau
 
     def field(self, z: Tensor, weights: Tensor | None = None, crowd: Tensor | None = None) -> Field:
-        """Potential and interaction at z (n, d), with the gradient in z; in the dtype of z, targets see the interface's.
+        """Potential and interaction at z (n, d), with the gradient in z, in the dtype of z.
 
-        The law is made up of the crowd (m, d) with its weights (m,), or of z itself. NaN, without a call of the target,
-        where a training that broke down has lost the points: that is not its fault.
+        Targets see the interface's dtype. The law is made up of the crowd (m, d) with its weights (m,), or of z itself.
+        NaN, without a call of the target, where a training that broke down has lost the points: that is not its fault.
         """
         if not bool(z.isfinite().all()):
             lost = torch.full_like(z[:, 0].detach(), torch.nan)
@@ -61,7 +63,7 @@ class StepProblem(NamedTuple):
         return self.frame.to_outer(z.detach().to(self.frame.factor))
 
     def residual(self, z: Tensor, pushed: Pushed, log_rho: Tensor, force: Tensor) -> Tensor:
-        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`: new log densities (n,), the field's gradient."""
+        """Euler-Lagrange residual r (n, d) of particles z moved to `pushed`, from log densities and forces there."""
         pressure = self.energy.pressure_slope(log_rho).unsqueeze(-1) * pushed.score
         return self.stiffness * (pushed.x - z) + force + pressure
 

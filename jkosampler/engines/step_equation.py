@@ -204,7 +204,7 @@ class StepEquation:
 
     @torch.no_grad()
     def _derivative(self, now: Linearised) -> Tensor:
-        """`(force . grad + k - P' tr(DT^-1 hess)) psi` at every point for the derivative psi of phi in every parameter."""
+        """`(force . grad + k - P' tr(DT^-1 hess)) psi` at every point, psi the derivative of phi in each parameter."""
         w, b, k = self.potential.weights[0], self.potential.biases[0], self.problem.stiffness
         self.set(now.parameters)
         a = torch.addmm(b, self.z, w.mT)

@@ -29,8 +29,9 @@ class Control:
     `method` is the best affine map alone, collocation (`engines.collocation`), or a trained network. `exact` asks for
     the step's minimiser to the accuracy of the particles; otherwise a step need only lead on. `tails` asks for points
     that cover the law evenly out to its tails, and is "failed" once a network step that had them was rejected.
-    `effort` multiplies iterations and inner steps; a step of second order is made in `pieces`; `failures` counts rejections in a row, `stalled` steps in a row
-    without progress, `best` is the smallest discrepancy so far, and collocation is tried below `collocation_below`.
+    `effort` multiplies iterations and inner steps; a step of second order is made in `pieces`; `failures` counts
+    rejections in a row, `stalled` steps in a row without progress, `best` is the smallest discrepancy so far, and
+    collocation is tried below `collocation_below`.
     """
 
     tau: float
@@ -116,12 +117,13 @@ class FixedSteps:
     threshold: float
     order: int = 1
     retries: int = 2
+    halvings: int = 5
 
     def first(self) -> Control:
         return Control(self.tau, "network", exact=True)
 
     def accepts(self, control: Control, seen: Judgement) -> bool:
-        """The step's inequality `E + d^2 / (2 tau) <= E_k`, up to the Monte Carlo error; to second order, `E <= E_k`."""
+        """The step's inequality `E + d^2 / (2 tau) <= E_k`, up to the Monte Carlo error; of order 2, `E <= E_k`."""
         slack = 3.0 * seen.standard_error + 1e-9
         if self.order == 1:
             slack -= seen.transport_cost / (2.0 * control.tau)
@@ -131,10 +133,11 @@ class FixedSteps:
         return replace(control, effort=1, pieces=1, failures=0)
 
     def after_reject(self, control: Control, discrepancy: float) -> Control | None:
-        if control.failures >= self.retries:
+        if control.failures >= (self.retries if self.order == 1 else self.halvings):
             return None
-        pieces = 1 if self.order == 1 else 2 * control.pieces
-        return replace(control, failures=control.failures + 1, effort=2 * control.effort, pieces=pieces)
+        if self.order == 1:
+            return replace(control, failures=control.failures + 1, effort=2 * control.effort)
+        return replace(control, failures=control.failures + 1, pieces=2 * control.pieces)
 
     def converged(self, control: Control, seen: Judgement) -> bool:
         return seen.discrepancy <= self.threshold

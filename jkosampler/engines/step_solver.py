@@ -6,29 +6,36 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jkosampler.composed import Chain
+from jkosampler.displacement import DisplacementMap
 from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.collocation import draw_ridge_functions, solve_collocation, train_ridges
+from jkosampler.engines.mobility_step import solve_with_mobility
+from jkosampler.engines.network_step import (
+    GRADIENT_MAP_LIMIT,
+    default_gradient,
+    is_like,
+    network_map,
+    training_settings,
+)
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
 from jkosampler.engines.step_equation import n_functions
 from jkosampler.engines.step_size import Control
-from jkosampler.engines.training import TrainingResult, TrainingSettings, train
-from jkosampler.maps import Conjugated, GradientMap, Map, ODEMap
+from jkosampler.engines.training import TrainingResult, train
+from jkosampler.maps import Conjugated, GradientMap, Map
 from jkosampler.particles import Particles, calibrated_weights, fewest_calibrated
 from jkosampler.potentials import ResNetPotential
 
 if TYPE_CHECKING:
     from jkosampler.engines.lagrangian import Lagrangian
 
-__all__ = ["Solution", "StepSolver", "trained_potential"]
+__all__ = ["Solution", "StepSolver", "trained_part"]
 
-_GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
-_HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
 _PASSES = 32  # mini-batches that a network's training points make at least
-_NEGLIGIBLE_GAIN = 1e-6  # nats: an affine step that leaves less to gain needs no network
+_NEGLIGIBLE_GAIN = 1e-6  # nats, or their like: an affine step that leaves less to gain needs no more
 _SOME = 2000  # particles that decide whether the affine map suffices; points of a collocation, at least
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
 _POINTS_PER_FUNCTION = 12
@@ -38,7 +45,8 @@ _GAMMA = 1.0 - 0.5**0.5  # of the second-order method: L-stable
 _TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensions in which their equations are cheap
 _FEWEST_POINTS, _POINTS_PER_PARAMETER = 4, 8
 _FIRST_ITERATIONS, _ITERATIONS = 60, 30  # with ridges drawn at random, and with those of the step before
-_LEFT, _NEGLIGIBLE_MISFIT = 1e-3, 1e-5  # of the misfit at the start, and nats, that solved steps may leave
+_TRIES = 2  # of ridges in a step
+_LEFT, _NEGLIGIBLE_MISFIT = 1e-2, 1e-5  # of the misfit at the start, and squared nats, that solved steps may leave
 _UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
 
 
@@ -77,35 +85,35 @@ class StepSolver:
         self.flow: GradientFlow = state.flow
         self.pool = state.pool
         self.guess = state.warm_start
+        self.stages: list[Conjugated] = []
 
     def solve(self) -> Solution | None:
         """The solved step; None where its method has failed."""
         if self.flow.order == 1:
             return self._solve(self.control.tau)
-        stages: list[tuple[Conjugated, float]] = []
         pieces = self.control.pieces
-        tau, training = self.control.tau / pieces, TrainingResult(0.0, 0)
-        for piece in range(pieces):
-            for share in (1.0 - _GAMMA, _GAMMA):
-                solution = self._solve(_GAMMA * tau)
-                if solution is None:
-                    return None
-                training = TrainingResult(
-                    solution.training.loss, training.n_iterations + solution.training.n_iterations
-                )
-                if piece == pieces - 1 and share == _GAMMA:
-                    break
-                self.guess = trained_potential(solution.step) or self.guess
-                factor = (1.0 - _GAMMA) / _GAMMA if share != _GAMMA else 1.0
-                stage = solution.problem.frame.conjugate(solution.step.scaled(factor))
-                self.pool = self.pool.push(stage)
-                if not bool(self.pool.log_rho.isfinite().all()):
-                    return None  # the extrapolation folds: the step is too long for it
-                stages.append((stage, share / pieces))
-        return solution._replace(training=training, stages=tuple(stages))
+        shares = [1.0 - _GAMMA, _GAMMA] * pieces
+        parts: list[float] = []
+        n_iterations = 0
+        while (solution := self._solve(_GAMMA * self.control.tau / pieces)) is not None:
+            n_iterations += solution.training.n_iterations
+            if len(parts) + 1 == len(shares):
+                stages = tuple(zip(self.stages, parts, strict=True))
+                return solution._replace(training=solution.training._replace(n_iterations=n_iterations), stages=stages)
+            share = shares[len(parts)]
+            stage = solution.problem.frame.conjugate(solution.step.scaled(share / _GAMMA))
+            self.guess = trained_part(solution.step) or self.guess
+            self.pool = self.pool.push(stage)
+            if not bool(self.pool.log_rho.isfinite().all()):
+                return None  # the extrapolation folds: the step is too long for it
+            self.stages.append(stage)
+            parts.append(share / pieces)
+        return None
 
     def _solve(self, tau: float) -> Solution | None:
         """One implicit step of the pool."""
+        if self.flow.mobility is not None:
+            return self._with_mobility(tau)
         weights = self._weights(self.pool)
         frame = self.flow.metric.frame(self.pool, weights)
         # A fixed step is in flow time; an adaptive one in that of whitened coordinates.
@@ -121,10 +129,47 @@ class StepSolver:
         step = GradientMap(affine.potential(inner.x.dtype))
         if self.control.method == "collocation":
             return self._collocation(problem, affine)
-        if self.control.method == "affine" or (self.control.exact and self._is_solved(problem, step, inner)):
+        if self.control.method == "affine" or (
+            self.control.exact and self._is_solved(problem, step, self._some(inner))
+        ):
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
-        found = self._ridges(problem, affine, inner) if self.control.exact else None
+        # the last try is a network's, which folds less far out where ridges are too steep
+        found = (
+            self._ridges(problem, affine, inner)
+            if self.control.exact and (self.flow.order > 1 or self.control.failures < _TRIES)
+            else None
+        )
         return found or self._network(problem, affine, inner)
+
+    def _is_solved(self, problem: StepProblem, step: Map, some: Particles) -> bool:
+        """Whether the affine map alone solves the step: its Euler-Lagrange residual bounds what is left to gain."""
+        if some.score is None:
+            return False
+        pushed = step.push(some.x, some.score)
+        log_rho = some.log_rho - pushed.log_det
+        weights = self._weights(some) if problem.energy.has_interaction else torch.full_like(log_rho, 1.0 / len(some))
+        value, _, force = problem.field(pushed.x, weights)
+        inside = value.isfinite()
+        residual = problem.residual(some.x, pushed, log_rho, force)[inside]
+        left = float(weights[inside] @ residual.square().sum(-1)) / (2.0 * problem.stiffness)
+        moved = 0.5 * problem.stiffness * float((pushed.x - some.x).square().sum(-1).mean())
+        return left < _NEGLIGIBLE_GAIN * (_unit(problem, log_rho) or moved)
+
+    def _with_mobility(self, tau: float) -> Solution | None:
+        frame = self.flow.metric.frame(self.pool, torch.full_like(self.pool.log_rho, 1.0 / len(self.pool)))
+        problem = StepProblem(self.flow.energy, frame, tau, self.flow.mobility)
+        found = solve_with_mobility(
+            problem,
+            frame.to_inner(self.pool),
+            self.guess if self.engine.warm_start else None,
+            n_ridges=self.engine.n_ridges or _TRAINED_RIDGES,
+            effort=self.control.effort,
+            generator=self.flow.generator,
+        )
+        if found is None:
+            return None
+        step, training = found
+        return Solution(problem, step, training, "mobility")
 
     def _weights(self, particles: Particles) -> Tensor:
         """Weights with which the affine part of a step is exact for the laws that the energy keeps affine."""
@@ -145,49 +190,44 @@ class StepSolver:
         generator = self.flow.generator
         potential = ResNetPotential(d, width=width, depth=1, generator=generator, device=inner.x.device)
         draw_ridge_functions(potential, generator, to_train=True)
-        set_affine(potential, *_displacement(affine))
+        set_affine(potential, *affine.displacement)
         tries = [(potential, _FIRST_ITERATIONS)]
-        if engine.warm_start and _is_like(self.guess, potential):
+        if engine.warm_start and is_like(self.guess, potential):
             tries.insert(0, (deepcopy(self.guess), _ITERATIONS))
         n = max(_SOME, _POINTS_PER_PARAMETER * (n_functions(potential) + width * (d + 1)))
         order = torch.randperm(len(inner), generator=generator)[:n].to(inner.x.device)
         for guess, most in tries:
             found = train_ridges(problem, inner[order], guess, max_iterations=self.control.effort * most)
-            if found is not None and found.after <= max(_LEFT * found.before, _NEGLIGIBLE_MISFIT):
-                training = TrainingResult(found.after, found.n_iterations)
-                return Solution(problem, GradientMap(guess.to(affine.shift)), training, "collocation")
+            negligible = _NEGLIGIBLE_MISFIT * _unit(problem, inner.log_rho[order]) ** 2
+            if found is None or found.after > max(_LEFT * found.before, negligible):
+                continue
+            step = GradientMap(guess.to(affine.shift))
+            if bool(inner.without_score().push(step).log_rho.isfinite().all()):
+                return Solution(problem, step, TrainingResult(found.after, found.n_iterations), "collocation")
         return None
 
     def _affine(self, problem: StepProblem, inner: Particles) -> AffineSolution:
         if not self.engine.affine:
             return AffineSolution.identity(inner.x)
-        exact = self.control.exact
-        some = _few(inner, _SOME if exact else 500)
+        some, exact = self._some(inner), self.control.exact
         return solve_affine(problem, some, self._weights(some), max_iterations=200 if exact else 20)
 
-    def _is_solved(self, problem: StepProblem, step: Map, inner: Particles) -> bool:
-        """Whether the affine map alone solves the step: its Euler-Lagrange residual bounds what is left to gain."""
-        some = _few(inner, _SOME)
-        if some.score is None:
-            return False
-        pushed = step.push(some.x, some.score)
-        # with the weights that the affine map was found with: others' centre is elsewhere, and pulls all along
-        weights = self._weights(some) if self.flow.energy.has_interaction else None
-        value, _, force = problem.field(pushed.x, weights)
-        residual = problem.residual(some.x, pushed, some.log_rho - pushed.log_det, force)[value.isfinite()]
-        return float(residual.square().sum(-1).mean()) / (2.0 * problem.stiffness) < _NEGLIGIBLE_GAIN
+    def _some(self, inner: Particles) -> Particles:
+        """Particles that an affine map is solved on: calibrated weights make few of them as good as many."""
+        few = not self.control.exact or self.flow.energy.has_interaction  # whose cost grows with their square
+        return inner[: max(500 if few else _SOME, fewest_calibrated(inner.x.shape[1]))]
 
     def _collocation(self, problem: StepProblem, affine: AffineSolution) -> Solution | None:
         d, generator = len(affine.shift), self.flow.generator
-        if self.engine.n_ridges == 0 or d > _GRADIENT_MAP_LIMIT:
+        if self.engine.n_ridges == 0 or d > GRADIENT_MAP_LIMIT:
             return None
         width = self.engine.n_ridges or min(_RIDGES_PER_DIMENSION * d, _MOST_RIDGES)
         potential = ResNetPotential(d, width=width, depth=1, generator=generator, device=affine.shift.device)
         draw_ridge_functions(potential, generator)
-        set_affine(potential, *_displacement(affine))
+        set_affine(potential, *affine.displacement)
         n = max(_SOME, _POINTS_PER_FUNCTION * n_functions(potential))
         n_tail = n if self._covers_tails() else int(_TAIL_SHARE * n)
-        points = self._covering(n - n_tail, n_tail).without_score().push_all(self.state.maps)
+        points = self._covering(n - n_tail, n_tail).without_score().push_all(self._path)
         weights = torch.cat([torch.ones(n - n_tail), torch.full((n_tail,), _TAIL_WEIGHT)])
         found = solve_collocation(
             problem, problem.frame.to_inner(points), weights.to(points.x), potential, n_draws=n - n_tail
@@ -199,54 +239,24 @@ class StepSolver:
         return Solution(problem, GradientMap(potential.to(affine.shift)), training, "collocation")
 
     def _network(self, problem: StepProblem, affine: AffineSolution, inner: Particles) -> Solution:
-        step = self._network_map(affine, inner)
-        points = inner
-        if not self.control.exact:
-            # New points for every step: a network that fitted the last ones has nothing left to learn there.
-            points = problem.frame.to_inner(self._training_points().push_all(self.state.maps))
-        training = self._train(problem, step, points)
+        engine, generator = self.engine, self.flow.generator
+        dtype = engine.training_dtype or torch.float32
+        step = network_map(engine, affine, self.guess, generator, dtype=dtype, effort=self.control.effort)
+
+        def fresh() -> Particles:
+            return problem.frame.to_inner(self._training_points().push_all(self._path)).to(dtype)
+
+        # New points for every adaptive step: a network that fitted the last ones has nothing left to learn there.
+        points = inner.to(dtype) if self.control.exact else fresh()
+        settings = training_settings(engine, self.control, self.state.discrepancy)
+        objective = GRADIENTS[engine.gradient or default_gradient(step, points)](problem)
+        training = train(step, objective, points, settings, generator, fresh)
         return Solution(problem, step.to(inner.x.dtype), training, "network")
 
-    def _network_map(self, affine: AffineSolution, inner: Particles) -> Map:
-        """A map to train: the affine solution, and a network that is still zero."""
-        engine, d = self.engine, inner.x.shape[1]
-        ode = engine.map == "ode" or (engine.map is None and d > _GRADIENT_MAP_LIMIT)
-        potential = ResNetPotential(
-            d,
-            width=engine.width,
-            depth=engine.depth,
-            time_input=ode,
-            generator=self.flow.generator,
-            dtype=engine.training_dtype or torch.float32,
-            device=inner.x.device,
-        )
-        if engine.warm_start and _is_like(self.guess, potential):
-            potential.load_state_dict(_hidden_layers(self.guess), strict=False)
-        if not ode:
-            set_affine(potential, *_displacement(affine))
-            return GradientMap(potential)
-        set_affine(potential, affine.exponent, affine.velocity)
-        probes = torch.randn(16, d, generator=self.flow.generator).to(inner.x) if d > _HUTCHINSON_LIMIT else None
-        inner_steps = engine.inner_steps * self.control.effort
-        return ODEMap(potential, integrator=engine.integrator, inner_steps=inner_steps, probes=probes)
-
-    def _train(self, problem: StepProblem, step: Map, points: Particles) -> TrainingResult:
-        engine, control = self.engine, self.control
-        settings = TrainingSettings(
-            n_iterations=control.effort * (engine.n_iterations or (300 if control.exact else 200)),
-            batch_size=engine.batch_size,
-            learning_rate=engine.learning_rate * _reach(self.state.discrepancy),
-            optimizer=engine.optimizer,
-            tolerance=engine.tolerance,
-            resample_every=engine.resample_every,
-        )
-        dtype = next(step.parameters()).dtype
-
-        def resample() -> Particles:
-            return problem.frame.to_inner(self._training_points().push_all(self.state.maps)).to(dtype)
-
-        objective = GRADIENTS[engine.gradient or _default_gradient(step, points)](problem)
-        return train(step, objective, points.to(dtype), settings, self.flow.generator, resample)
+    @property
+    def _path(self) -> list[Map]:
+        """The maps from the initial law to the pool."""
+        return [*self.state.maps, *self.stages]
 
     def _covers_tails(self) -> bool:
         coverage = self.engine.coverage
@@ -265,42 +275,14 @@ class StepSolver:
         return Particles.draw(law, n_draws, generator).joined(spread) if n_draws else spread
 
 
-def _displacement(affine: AffineSolution) -> tuple[Tensor, Tensor]:
-    """Quadratic and linear term of the potential whose gradient map is the affine one."""
-    return affine.matrix - torch.eye(len(affine.shift)).to(affine.shift), affine.shift
-
-
-def trained_potential(step: Map) -> ResNetPotential | None:
-    """The potential of a map, where it has ridges or a network to start the next one from."""
+def trained_part(step: Map) -> nn.Module | None:
+    """What the next step may start from: a field, or a potential with ridges or a network."""
+    if isinstance(step, DisplacementMap):
+        return step.field
     potential = getattr(step, "potential", None)
     return potential if isinstance(potential, ResNetPotential) and potential.depth else None
 
 
-def _is_like(guess: ResNetPotential | None, potential: ResNetPotential) -> bool:
-    """Whether two potentials have the same layers."""
-    return guess is not None and all(
-        getattr(guess, name) == getattr(potential, name) for name in ("dim", "width", "depth", "time_input")
-    )
-
-
-def _hidden_layers(potential: ResNetPotential) -> dict[str, Tensor]:
-    return {name: value for name, value in potential.state_dict().items() if name.startswith(("weights", "biases"))}
-
-
-def _reach(discrepancy: float) -> float:
-    """Fraction of the learning rate for a law this near: the way left is at most sqrt(2 KL), Adam's steps are not less.
-
-    (Talagrand's inequality, in whitened coordinates of a Gaussian.)
-    """
-    return min(1.0, max(0.05, (discrepancy / 0.02) ** 0.5))
-
-
-def _few(particles: Particles, n: int) -> Particles:
-    """So many of the particles, and enough to calibrate their weights."""
-    return particles[: max(n, fewest_calibrated(particles.x.shape[1]))]
-
-
-def _default_gradient(step: Map, inner: Particles) -> str:
-    if inner.score is None:
-        return "plain"
-    return "control-variate" if isinstance(step, ODEMap) else "path"
+def _unit(problem: StepProblem, log_rho: Tensor) -> float:
+    """The energy of thermal motion, the mean of P / rho: one nat where the internal energy is the entropy."""
+    return float(problem.energy.pressure_per_mass(log_rho).mean())

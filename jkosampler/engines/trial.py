@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from sklearn.utils import Bunch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jkosampler.diagnostics import Evidence, evidence
 from jkosampler.diagnostics.stationarity import stationarity, step_identities
 from jkosampler.energies import EnergyEvaluator, Field
 from jkosampler.engines.base import State
+from jkosampler.engines.least_action import path_resistance
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_size import Judgement
-from jkosampler.engines.step_solver import Solution, trained_potential
+from jkosampler.engines.step_solver import Solution, trained_part
 from jkosampler.engines.training import TrainingResult
 from jkosampler.errors import FitError
 from jkosampler.maps import Map, ODEMap
 from jkosampler.particles import Particles
-from jkosampler.potentials import ResNetPotential
 
 __all__ = ["Trial", "claim", "contradiction", "escaped", "judge", "stationarity_of"]
 
@@ -50,21 +51,21 @@ class Trial(NamedTuple):
     optimality_gap: float
     claim: Evidence | None
     missing_evidence: str | None
-    warm_start: ResNetPotential | None
+    warm_start: nn.Module | None
 
-    def record(self, now: float) -> Bunch:
-        """The step's line in the history."""
+    def record(self, now: float, mass: float = 1.0) -> Bunch:
+        """The step's line in the history, for a law of this mass."""
         inside = self.values[self.values.isfinite()]
         return Bunch(
             time=now,
             step_size=self.tau,
             stage=self.method,
-            energy=float(inside.mean()),
-            energy_se=float(inside.std()) / len(inside) ** 0.5,
+            energy=mass * float(inside.mean()),
+            energy_se=mass * float(inside.std()) / len(inside) ** 0.5,
             outside=1.0 - len(inside) / len(self.values),
-            energy_change=self.judgement.energy_change,
-            energy_change_se=self.judgement.standard_error,
-            transport_cost=self.judgement.transport_cost,
+            energy_change=mass * self.judgement.energy_change,
+            energy_change_se=mass * self.judgement.standard_error,
+            transport_cost=mass * self.judgement.transport_cost,
             loss=self.training.loss,
             n_iterations=self.training.n_iterations,
             residual=self.residual,
@@ -94,6 +95,10 @@ def judge(state: State, solution: Solution) -> Trial | None:
         raise escaped(state, "the energy falls without end")
     if not all(bool(tensor.isfinite().all()) for tensor in (check.x, check.log_rho, outposts.x, outposts.log_rho)):
         return None
+    if problem.mobility is not None:
+        highest = max(float(check.log_rho.max()), float(outposts.log_rho.max())) + math.log(energy.mass)
+        if highest >= math.log(problem.mobility.limit):
+            return None
     field = energy.field(check.x)
     values = field.energy + energy.internal(check.log_rho)
     inside = values.isfinite() & state.values.isfinite()
@@ -109,7 +114,7 @@ def judge(state: State, solution: Solution) -> Trial | None:
     judgement = Judgement(
         energy_change=float(change.mean()),
         standard_error=float(change.std()) / len(change) ** 0.5,
-        transport_cost=frame.cost * float(whole_shift.square().sum(-1).mean()),
+        transport_cost=frame.cost * float((_resistance(problem, step, before) * whole_shift.square().sum(-1)).mean()),
         discrepancy=discrepancy,
         integration_error=_integration_error(step, before, problem),
         lost_mass=missing is not None,
@@ -130,8 +135,17 @@ def judge(state: State, solution: Solution) -> Trial | None:
         optimality_gap=_optimality_gap(energy, problem, shift, after, inner_gradient),
         claim=seen,
         missing_evidence=missing,
-        warm_start=trained_potential(step),
+        warm_start=trained_part(step),
     )
+
+
+def _resistance(problem: StepProblem, step: Map, before: Particles) -> Tensor | float:
+    """`rho / M(rho)` along the paths of particles (n,); one for the linear mobility."""
+    if problem.mobility is None:
+        return 1.0
+    with torch.no_grad():
+        halfway, end = (step(before.x, s)[1] for s in (0.5, 1.0))
+    return path_resistance(problem.mobility, before.log_rho + math.log(problem.energy.mass), halfway, end)
 
 
 def stationarity_of(energy: EnergyEvaluator, particles: Particles, field: Field, inside: Tensor) -> tuple[float, float]:
@@ -185,7 +199,7 @@ def _identity_residual(
 ) -> float:
     """Residual of the identities of the exact step; with pressure p they are those of the entropy at p tau, V / p."""
     pressure = float(energy.pressure_per_mass(after.log_rho).mean())
-    if pressure <= 0.0 or len(shift) <= shift.shape[1]:
+    if pressure <= 0.0 or len(shift) <= shift.shape[1] or problem.mobility is not None:
         return float("nan")
     arrays = [array.cpu().numpy() for array in (shift, after.x, gradient / pressure)]
     return step_identities(arrays[0], arrays[1], arrays[2], pressure / problem.stiffness).residual
@@ -195,7 +209,7 @@ def _optimality_gap(
     energy: EnergyEvaluator, problem: StepProblem, shift: Tensor, after: Particles, gradient: Tensor
 ) -> float:
     """tau / (2 cost) E |r|^2, r the Euler-Lagrange residual: the objective is (cost / tau)-convex along maps."""
-    if after.score is None:
+    if after.score is None or problem.mobility is not None:
         return float("nan")
     pressure = energy.pressure_slope(after.log_rho).unsqueeze(-1) * after.score
     residual = problem.stiffness * shift + gradient + pressure

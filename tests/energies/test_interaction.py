@@ -147,14 +147,14 @@ class TestCost:
         value, gradient = Interaction(kernel).of(points(8, d), weights_of(8), x)
         assert (value.shape, gradient.shape) == ((100_000,), (100_000, d))
         assert kernel.n_pairs == 800_000
-        assert kernel.largest <= 2**21
+        assert kernel.largest <= module._PAIR_NUMBERS
         blocks = list(module._blocks(100_000, 100_000, d))  # looked at, not computed
         pairs = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in blocks]
         assert sum(pairs) == 10**10
-        assert max(pairs) * d <= 2**21 < 1.2 * max(pairs) * d
+        assert max(pairs) * d <= module._PAIR_NUMBERS < 1.2 * max(pairs) * d
         dense = Watched(KERNELS["square"])
         Interaction(dense).among(points(1600, d), weights_of(1600))
-        assert dense.largest <= 2**21
+        assert dense.largest <= module._PAIR_NUMBERS
 
     def test_modes_of_torch_do_not_matter(self) -> None:
         x, weights = points(6), weights_of(6)

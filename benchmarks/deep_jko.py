@@ -1,0 +1,131 @@
+"""The flows of the Deep JKO paper (arXiv 2311.06700) against exact solutions, and what they cost.
+
+    python benchmarks/deep_jko.py [--only NAME ...] [--seeds 0 1 2] [--quick] [--json FILE] [--markdown FILE]
+
+Prints a Markdown table: for every measure the worst of the seeds, what is required of it, and the CPU seconds of the
+fit. Default settings, fresh particles, one thread; the references are `tests/reference_pde.py` and `tests/oracles.py`.
+`--quick` tries every part in minutes, with one seed, few steps and few draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from deep_jko import aggregation, cost, gaussian, kl_flow, porous_medium
+from deep_jko.measures import Measure
+from elliptic import reference_computation
+
+SEEDS = (0, 1, 2)
+HEADER = ("experiment", "measure", "required", "aim", "measured", "", "worst seed", "CPU s", "note", "command")
+
+
+class Experiment(NamedTuple):
+    """A generator of measures, called with a seed and whether to be quick, and the seeds that it takes by default."""
+
+    run: Callable[[int, bool], Iterator[Measure]]
+    seeds: tuple[int, ...] = SEEDS
+
+
+EXPERIMENTS = {
+    "kl-2d": Experiment(partial(kl_flow.two_to_four, order=1)),
+    "kl-2d-order2": Experiment(partial(kl_flow.two_to_four, order=2)),
+    "kl-10d": Experiment(kl_flow.ten_dimensions),
+    "ornstein-uhlenbeck": Experiment(gaussian.ornstein_uhlenbeck, tuple(range(15))),
+    **{name: Experiment(partial(porous_medium.steps, name=name)) for name in porous_medium.SETTINGS},
+    "porous-order2": Experiment(porous_medium.second_order),
+    "aggregation-1d": Experiment(partial(aggregation.aggregation, d=1)),
+    "aggregation-2d": Experiment(partial(aggregation.aggregation, d=2)),
+    "paper-recipe": Experiment(cost.paper_recipe, (0,)),
+    "scaling": Experiment(cost.scaling, (0,)),
+}
+ON_DEMAND = ("aggregation-1d", "aggregation-2d")  # the longest
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = [name for name in EXPERIMENTS if name not in ON_DEMAND]
+    arguments.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=default, metavar="NAME")
+    arguments.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; 0..14 ornstein-uhlenbeck, 0 costs")
+    arguments.add_argument("--quick", action="store_true", help="one seed, few steps, few draws")
+    arguments.add_argument("--json", type=Path, help="write every seed's measures there")
+    arguments.add_argument("--markdown", type=Path, help="write the table there, too")
+    chosen = arguments.parse_args()
+    torch.set_num_threads(1)
+    lines = [f"Reference computation of `benchmarks/elliptic.py`: {reference_computation():.3g} CPU seconds.", ""]
+    lines += ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    print("\n".join(lines))
+    records: list[dict[str, Any]] = []
+    for name in chosen.only:  # what is done is kept, whatever comes after
+        measured = run(name, chosen.seeds, chosen.quick)
+        command = command_of(name, chosen.seeds, chosen.quick)
+        rows = [line(name, command, *worst) for worst in worst_of(measured)]
+        print("\n".join(rows), flush=True)
+        lines += rows
+        records += [record(name, command, *one) for one in measured]
+        if chosen.json:
+            write(chosen.json, json.dumps(records, indent=1))
+        if chosen.markdown:
+            write(chosen.markdown, "\n".join(lines) + "\n")
+
+
+def run(name: str, seeds: list[int] | None, quick: bool) -> list[tuple[int, Measure]]:
+    """All measures of an experiment, each with its seed."""
+    experiment, measured = EXPERIMENTS[name], []
+    for seed in seeds or experiment.seeds[: 1 if quick else None]:
+        began = time.process_time()
+        measured += [(seed, measure) for measure in experiment.run(seed, quick)]
+        print(f"{name}, seed {seed}: {time.process_time() - began:.0f} CPU seconds in all", file=sys.stderr)
+    return measured
+
+
+def command_of(name: str, seeds: list[int] | None, quick: bool) -> str:
+    chosen = f" --seeds {' '.join(map(str, seeds))}" if seeds else ""
+    return f"python benchmarks/deep_jko.py --only {name}{chosen}{' --quick' * quick}"
+
+
+def worst_of(measured: list[tuple[int, Measure]]) -> list[tuple[int, Measure]]:
+    """For every measure that of the worst seed."""
+    worst: dict[str, tuple[int, Measure]] = {}
+    for seed, measure in measured:
+        if measure.what not in worst or measure.badness > worst[measure.what][1].badness:
+            worst[measure.what] = seed, measure
+    return list(worst.values())
+
+
+def line(name: str, command: str, seed: int, measure: Measure) -> str:
+    """A row of the table."""
+    relation = ">=" if measure.at_least else "<="
+    bounds = [f"{relation} {bound:g}" if bound is not None else "" for bound in (measure.required, measure.aim)]
+    verdict = ("ok" if measure.passes else "MISSED") if measure.required is not None else ""
+    seconds = "" if math.isnan(measure.seconds) else f"{measure.seconds:.1f}"
+    cells = [name, measure.what, *bounds, f"{measure.value:.3g}", verdict, str(seed), seconds, measure.note]
+    return "| " + " | ".join(cells) + f" | `{command}` |"
+
+
+def record(name: str, command: str, seed: int, measure: Measure) -> dict[str, Any]:
+    """The same for JSON, which has no NaN."""
+    numbers = {
+        key: None if math.isnan(getattr(measure, key)) else float(getattr(measure, key)) for key in ("value", "seconds")
+    }
+    kept = {key: getattr(measure, key) for key in ("what", "required", "aim", "at_least", "note")}
+    return {"experiment": name, "seed": seed, **kept, **numbers, "passes": bool(measure.passes), "command": command}
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
