@@ -116,7 +116,7 @@ def sdirk_step(p: Problem, tau: float, metric: str) -> tuple[Problem, Problem]:
     """A step of second order: the laws at its inner stage, time (1 - g) tau, and at its end, g = 1 - 1 / sqrt(2).
 
     Runge-Kutta with the rows (g), (1 - g, g), both slopes implicit: two JKO steps of size g tau, the first of which is
-    gone (1 - g) / g as far. For the Kalman metric C is that at the end of a JKO step, as the step with C = S foresees it.
+    gone (1 - g) / g as far. For the Kalman metric C is that at the end of a JKO step, foreseen with C = S.
     """
     gamma, laws = 1.0 - np.sqrt(0.5), []
     for factor in ((1.0 - gamma) / gamma, 1.0):
