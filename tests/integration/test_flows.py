@@ -147,12 +147,12 @@ def test_porous_medium_from_a_start_that_changes_its_shape(name: str) -> None:
         progress=False,
     ).fit()
     assert flow.history_[0].stage == "collocation"
-    axis = np.linspace(-edge, edge, 401)
+    axis = np.linspace(-edge, edge, 241)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     cell, values = (axis[1] - axis[0]) ** 2, []
     for t in (0.0, 0.5 * tau, tau):
         density = flow.density(grid, t)
-        assert cell * density.sum() == pytest.approx(law.mass, rel=1e-5)
+        assert cell * density.sum() == pytest.approx(law.mass, rel=1e-4)
         values.append(cell * np.sum(density**m) / (m - 1.0))
     x, y = (flow.sample(20_000, t, random_state=1) for t in (0.0, tau))
     cost = law.mass * np.square(y - x).sum(1).mean()
