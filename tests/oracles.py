@@ -23,6 +23,7 @@ __all__ = [
     "random_problem",
     "root",
     "scalar_step",
+    "sdirk_step",
     "wasserstein_squared",
     "wasserstein_step",
 ]
@@ -103,12 +104,30 @@ def kalman_flow(p: Problem, t: float) -> tuple[np.ndarray, np.ndarray]:
     return p.b + np.exp(-t) * half @ (p.m - p.b), covariance
 
 
-def kalman_step(p: Problem, tau: float) -> GaussianStep:
-    """The exact Kalman-Wasserstein step, C = S frozen at its start: the W2 step in `y = S^(-1/2) x`."""
-    c = root(p.S)
+def kalman_step(p: Problem, tau: float, metric: np.ndarray | None = None) -> GaussianStep:
+    """The exact Kalman-Wasserstein step, C = S frozen at its start or given: the W2 step in `y = C^(-1/2) x`."""
+    c = root(p.S if metric is None else metric)
     back = np.linalg.inv(c)
-    white = wasserstein_step(Problem(c @ p.A @ c, back @ p.b, back @ p.m, np.eye(len(p.m))), tau)
+    white = wasserstein_step(Problem(c @ p.A @ c, back @ p.b, back @ p.m, back @ p.S @ back), tau)
     return GaussianStep(c @ white.mean, c @ white.covariance @ c, c @ white.matrix @ back)
+
+
+def sdirk_step(p: Problem, tau: float, metric: str) -> tuple[Problem, Problem]:
+    """A step of second order: the laws at its inner stage, time (1 - g) tau, and at its end, g = 1 - 1 / sqrt(2).
+
+    Runge-Kutta with the rows (g), (1 - g, g), both slopes implicit: two JKO steps of size g tau, the first of which is
+    gone (1 - g) / g as far. For the Kalman metric C is that at the end of a JKO step, foreseen with C = S.
+    """
+    gamma, laws = 1.0 - np.sqrt(0.5), []
+    for factor in ((1.0 - gamma) / gamma, 1.0):
+        if metric == "wasserstein":
+            step = wasserstein_step(p, gamma * tau)
+        else:
+            step = kalman_step(p, gamma * tau, kalman_step(p, gamma * tau).covariance)
+        k = np.eye(len(p.m)) + factor * (step.matrix - np.eye(len(p.m)))
+        p = p._replace(m=p.m + factor * (step.mean - p.m), S=k @ p.S @ k.T)
+        laws.append(p)
+    return laws[0], laws[1]
 
 
 def kalman_eigenvalue(alpha: float, tau: float) -> float:

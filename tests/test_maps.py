@@ -10,6 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from jkosampler.composed import Chain
 from jkosampler.laws import Gaussian
 from jkosampler.maps import INTEGRATORS, Conjugated, GradientMap, Map, ODEMap
 from jkosampler.potentials import ResNetPotential
@@ -55,8 +56,20 @@ def _conjugated(build: Build) -> Build:
     return lambda seed: Conjugated(build(seed), CENTRE, FACTOR)
 
 
+def _chains() -> dict[str, Build]:
+    def of(kinds: list[type[GradientMap] | type[ODEMap]], shares: list[float]) -> Build:
+        return lambda seed: Chain([kind(potential(seed=seed + 3 * i)) for i, kind in enumerate(kinds)], shares)
+
+    return {
+        "chain of one gradient map": of([GradientMap], [1.0]),
+        "chain of gradient maps": of([GradientMap, GradientMap], [0.7, 0.3]),
+        "chain of three kinds": of([GradientMap, ODEMap, GradientMap], [0.5, 0.2, 0.3]),
+    }
+
+
 PLAIN = _plain_maps()
-MAPS = PLAIN | {f"conjugated {name}": _conjugated(build) for name, build in PLAIN.items()}
+CHAINS = _chains()
+MAPS = PLAIN | CHAINS | {f"conjugated {name}": _conjugated(build) for name, build in (PLAIN | CHAINS).items()}
 EXACT = [name for name in MAPS if "gradient" in name]  # their log det is that of their Jacobian
 every_map = pytest.mark.parametrize("name", MAPS)
 
@@ -91,6 +104,8 @@ class TestEveryMap:
     def test_a_longer_fraction_moves_further(self, name: str) -> None:
         """Half of a gradient map's way is half of its displacement; an ODE's is half of its time."""
         step, x = MAPS[name](0), points()
+        if isinstance(getattr(step, "inner", step), Chain):  # whose halves are other maps: see test_composed
+            return
         with torch.no_grad():
             half, whole = step(x, 0.5)[0] - x, step(x)[0] - x
         tolerance = 1e-12 if name in EXACT else 0.25 * float(whole.abs().max())
@@ -101,7 +116,7 @@ class TestEveryMap:
         with torch.no_grad():
             y, log_det = step(x)
             torch.testing.assert_close(step.positions(x), y, rtol=0, atol=1e-13)
-            if isinstance(step, Conjugated):  # only steps in their own coordinates have a cost
+            if isinstance(step, Conjugated | Chain):  # only steps in their own coordinates have a cost
                 return
             moved, same_log_det, action = step.transport(x)
         torch.testing.assert_close(moved, y, rtol=0, atol=1e-13)
@@ -136,7 +151,7 @@ class TestEveryMap:
 
     def test_initial_velocity_is_that_of_a_short_start(self, name: str) -> None:
         step, x, epsilon = MAPS[name](0), points(), 1e-6
-        if isinstance(step, Conjugated):
+        if isinstance(step, Conjugated | Chain):
             return
         with torch.no_grad():
             velocity, divergence = step.initial_velocity(x)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from oracles import WORKED, kalman_step, wasserstein_step
+from reference_line import bimodal, step_on_line
+from scipy.stats import norm
 from small_problems import (
     draw,
     evaluator,
@@ -18,10 +20,12 @@ from small_problems import (
 from torch import Tensor
 
 from jkosampler.energies import KL, Energy
-from jkosampler.engines.collocation import solve_collocation
+from jkosampler.engines.collocation import solve_collocation, train_ridges
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_equation import StepEquation
+from jkosampler.laws import Normal
 from jkosampler.maps import GradientMap
+from jkosampler.metrics import Frame
 from jkosampler.particles import Particles
 
 
@@ -112,3 +116,73 @@ def test_tails_are_defended_by_the_error_of_the_equation() -> None:
     radius = points.x.norm(dim=1)
     far, near = found.residual[radius > 3.5], found.residual[radius < 2.0]
     assert float(far.mean() - near.mean()) > 0.5 * (2.0 * result.after) ** 0.5
+
+
+class TestTrainedRidges:
+    @pytest.mark.parametrize("width", [10, 20])
+    @pytest.mark.parametrize("metric", ["wasserstein", "kalman"])
+    def test_gaussian_steps_from_nothing(self, metric: str, width: int) -> None:
+        """Ridges drawn at random, no affine part to start from: 600 points, judged at others."""
+        exact = {"wasserstein": wasserstein_step, "kalman": kalman_step}[metric](WORKED, 0.3)
+        frame = exact_frame(WORKED, metric)
+        problem = StepProblem(evaluator(KL(gaussian_log_target(WORKED)), 2), frame, 0.3)
+        points = frame.to_inner(draw(gaussian_law(WORKED), 600))
+        potential = ridge_potential(width, to_train=True)
+        result = train_ridges(problem, points, potential, max_iterations=60)
+        assert result is not None
+        assert result.before > 1.0
+        assert result.after < 1e-6
+        assert result.n_iterations <= 60
+        x = draw(gaussian_law(WORKED), 2000, seed=5).x
+        moved, _ = frame.conjugate(GradientMap(potential))(x)
+        expected = exact.mean + (x.numpy() - WORKED.m) @ exact.matrix.T
+        assert np.sqrt(np.mean((moved.detach().numpy() - expected) ** 2)) < 2e-3
+
+    def test_the_step_on_the_line_whose_law_gets_two_modes(self) -> None:
+        exact = step_on_line(bimodal, norm.logpdf, 0.1, np.linspace(-7.0, 7.0, 801))
+        start, unit = Normal(0.0, 1.0), torch.eye(1, dtype=torch.float64)
+        target = KL(lambda x: -((x[:, 0].square() - 1.0).square() - 0.5 * x[:, 0]))
+        problem = StepProblem(evaluator(target, 1), Frame(torch.zeros(1, dtype=torch.float64), unit, 1.0), 0.1)
+        potential = ridge_potential(64, dim=1, to_train=True)
+        result = train_ridges(problem, draw(start, 1500), potential, max_iterations=80)
+        assert result is not None
+        assert result.after < 1e-6 < 1e-3 * result.before
+        kept = (np.cumsum(exact.mass) > 1e-3) & (np.cumsum(exact.mass) < 1.0 - 1e-3)
+        moved, log_det = GradientMap(potential)(torch.tensor(exact.x[kept, None]))
+        gap = moved.detach().numpy()[:, 0] - exact.moved[kept]
+        assert np.sqrt(exact.mass[kept] @ gap**2) < 3e-3
+        ratio = np.exp(norm.logpdf(exact.x[kept]) - log_det.detach().numpy() - exact.log_rho[kept])
+        assert (
+            np.sqrt(exact.mass[kept] @ (ratio - 1.0) ** 2) < 0.015
+        )  # most of it in the tails, where of 1500 points few lie
+
+    def test_it_never_ends_worse_and_goes_no_further_than_asked(self) -> None:
+        rippled = KL(lambda x: -0.5 * x.square().sum(-1) - 0.2 * (2.0 * x[:, 0]).cos())
+        problem, points, _ = small_problem(rippled, 500)
+        misfits = []
+        for most in (1, 3, 10):
+            potential = ridge_potential(8, to_train=True)
+            result = train_ridges(problem, points, potential, max_iterations=most)
+            assert result is not None
+            assert result.n_iterations <= most
+            misfits.append(result.after)
+            found = StepEquation(problem, points, torch.full((500,), 1.0 / 500), potential, hidden=True).start()
+            assert found is not None
+            assert found.misfit == pytest.approx(result.after, rel=1e-6)  # the potential is the best one found
+        assert result.before > misfits[0] >= misfits[1] > misfits[2]
+
+    def test_it_does_not_fold_at_its_points(self) -> None:
+        problem, points, _ = small_problem(KL(lambda x: -8.0 * (x.square().sum(-1) - 1.0).square()), 500, tau=0.05)
+        potential = ridge_potential(12, to_train=True)
+        assert train_ridges(problem, points, potential, max_iterations=40) is not None
+        hessian = potential.hessian(points.x).detach()
+        assert float(torch.linalg.eigvalsh(hessian)[:, 0].min()) > -1.0
+
+    def test_too_many_points_without_energy(self) -> None:
+        problem, points, _ = small_problem(
+            KL(lambda x: torch.where(x[:, 0] < 0.0, -x.square().sum(-1), -torch.inf)), 400
+        )
+        potential = ridge_potential(8, to_train=True)
+        before = {name: value.clone() for name, value in potential.state_dict().items()}
+        assert train_ridges(problem, points, potential, max_iterations=10) is None
+        torch.testing.assert_close(dict(potential.state_dict()), before, rtol=0.0, atol=0.0)

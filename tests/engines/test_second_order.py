@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import WORKED, Problem, kalman_flow, ornstein_uhlenbeck, wasserstein_step
+from oracles import WORKED, Problem, kalman_flow, ornstein_uhlenbeck, sdirk_step, wasserstein_step
+from reference_pde import fokker_planck_line
+from scipy.stats import multivariate_normal, norm
 from small_problems import gaussian_law, gaussian_log_target
 
 from jkosampler import JKOSampler, engines, laws
@@ -103,3 +105,72 @@ def test_what_second_order_needs() -> None:
     with pytest.raises(ArgumentError, match="straight lines, which the ODE map has not"):
         fit(WORKED, order=2, step_size=0.1, n_steps=1, engine=engines.Lagrangian(map="ode"))
     assert torch.get_default_dtype() == torch.float32  # nothing global was touched on the way
+
+
+@pytest.mark.parametrize("metric", sorted(EXACT))
+def test_every_step_is_that_of_the_exact_recursion(metric: str) -> None:
+    """Means and covariances to the accuracy of the particles' weights, also at the stage inside each step."""
+    tau, law = 0.1, WORKED
+    found = fit(WORKED, metric=metric, order=2, step_size=tau, n_steps=3)
+    points = gaussian_law(WORKED).sample((20,), generator=torch.Generator().manual_seed(0)).numpy()
+    for k in range(3):
+        inside, law = sdirk_step(law, tau, metric)
+        for t, exact in (((k + 1.0 - GAMMA) * tau, inside), ((k + 1.0) * tau, law)):
+            expected = multivariate_normal(exact.m, exact.S).logpdf(points)
+            np.testing.assert_allclose(found.log_density(points, t), expected, rtol=0, atol=1e-7)
+    assert {record.stage for record in found.history_} == {"affine"}
+
+
+def test_the_exact_recursion_is_of_second_order() -> None:
+    for metric, flow in EXACT.items():
+        mean, covariance_ = flow(WORKED, 0.5)
+        errors = []
+        for n in (10, 20, 40):
+            law = WORKED
+            for _ in range(n):
+                law = sdirk_step(law, 0.5 / n, metric)[1]
+            errors.append([np.abs(law.m - mean).max(), np.abs(law.S - covariance_).max()])
+        for coarse, fine in pairwise(errors):
+            np.testing.assert_allclose(np.divide(coarse, fine), 4.0, atol=0.15)
+        assert max(errors[-1]) < 2e-5
+
+
+def test_pieces_are_steps_of_the_exact_recursion() -> None:
+    stiff, tau = WORKED._replace(A=np.array([[30.0, 5.0], [5.0, 2.0]])), 0.25
+    found = fit(stiff, metric="wasserstein", order=2, step_size=tau, n_steps=1)
+    record = found.history_[0]
+    assert (record.rejected, found.n_steps_, record.step_size) == (2, 1, tau)  # 4 pieces, one step
+    law = stiff
+    for _ in range(4):
+        law = sdirk_step(law, tau / 4.0, "wasserstein")[1]
+    np.testing.assert_allclose(covariance(found), law.S, rtol=0, atol=1e-7)
+    exact = ornstein_uhlenbeck(stiff, tau)[1]
+    first_order = wasserstein_step(stiff, tau).covariance
+    assert np.abs(law.S - exact).max() < 0.02 * np.abs(first_order - exact).max()
+
+
+def test_laws_that_are_not_gaussian_converge_too() -> None:
+    def potential(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return 0.5 * x**2 + 0.4 * np.cos(2.0 * x), x - 0.8 * np.sin(2.0 * x), 1.0 - 1.6 * np.cos(2.0 * x)
+
+    x, densities = fokker_planck_line(potential, lambda x: norm.pdf(x, 0.5, 0.6), 7.0, 400, [0.5])
+    errors = {}
+    for order, n in ((1, 2), (2, 1), (2, 2)):
+        sampler = JKOSampler(
+            lambda x: -0.5 * x[:, 0].square() - 0.4 * (2.0 * x[:, 0]).cos(),
+            metric="wasserstein",
+            initial=laws.Normal(0.5, 0.6),
+            step_size=0.5 / n,
+            n_steps=n,
+            order=order,
+            n_particles=2500,
+            engine=engines.Lagrangian(n_ridges=32),
+            random_state=0,
+            progress=False,
+        ).fit()
+        kept = densities[0] > 1e-3
+        error = sampler.density(x[kept, None]) - densities[0][kept]
+        errors[order, n] = np.sqrt(np.sum(error**2) / np.sum(densities[0][kept] ** 2))
+    assert errors[2, 2] < 0.006
+    assert errors[2, 1] > 3.0 * errors[2, 2]
+    assert errors[1, 2] > 2.0 * errors[2, 1]

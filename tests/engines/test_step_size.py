@@ -58,6 +58,21 @@ class TestFixedSteps:
     def test_the_inequality_of_the_step_decides(self, change: float, cost: float, accepted: bool) -> None:
         assert self.policy.accepts(self.policy.first(), seen(change, cost=cost)) is accepted
 
+    def test_to_second_order_the_energy_must_not_rise(self) -> None:
+        policy = FixedSteps(tau=0.1, threshold=1e-3, order=2)
+        for change, accepted in ((-0.001, True), (0.02, True), (0.04, False), (NAN, False)):
+            assert policy.accepts(policy.first(), seen(change, cost=5.0)) is accepted  # whatever the movement costs
+
+    def test_to_second_order_a_rejected_step_is_made_in_twice_the_pieces(self) -> None:
+        policy = FixedSteps(tau=0.1, threshold=1e-3, order=2)
+        control: Control | None = policy.first()
+        tried = []
+        while control is not None:
+            tried.append((control.pieces, control.effort, control.tau))
+            last, control = control, policy.after_reject(control, 0.5)
+        assert tried == [(2**k, 1, 0.1) for k in range(6)]
+        assert policy.after_accept(last, GOOD) == policy.first()
+
     def test_a_step_that_stays_is_accepted(self) -> None:
         assert self.policy.accepts(self.policy.first(), seen(0.0, error=0.0))
 

@@ -98,3 +98,66 @@ def test_chemotaxis_spreads_at_its_exact_rate() -> None:
     expected = tau * (2.0 - chi / (4.0 * math.pi))
     # 2000 particles stand for the law in the interaction, whose share is a quarter
     assert found.mean() == pytest.approx(expected, abs=4.0 * found.std() / 100_000**0.5 + 0.03 * expected)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("m", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("d", [1, 2, 6])
+def test_steps_from_a_source_solution_are_dilations(d: int, m: float, order: int) -> None:
+    """Where each draw goes: T(x) = lam x with the factors of the exact steps, to 1e-6."""
+    age, tau, factor, q = 0.02, 0.01, 1.0, d * (m - 1.0) + 2.0
+    flow = JKOSampler(
+        energy=energies.Power(m),
+        initial=laws.Barenblatt(d, m, age),
+        step_size=tau,
+        n_steps=2,
+        order=order,
+        n_particles=1500,
+        random_state=0,
+        progress=False,
+    ).fit()
+    before = flow.sample(200, 0.0, random_state=1)
+    for k in (1, 2):
+        if order == 2:
+            growth = 1.0 + (1.0 - GAMMA) / GAMMA * (reference_pde.barenblatt_step(age, GAMMA * tau, d, m)[0] - 1.0)
+            age, factor = age * growth**q, factor * growth
+        growth, age = reference_pde.barenblatt_step(age, tau if order == 1 else GAMMA * tau, d, m)
+        factor *= growth
+        np.testing.assert_allclose(flow.sample(200, k * tau, random_state=1) / before, factor, rtol=1e-6)
+    assert {record.stage for record in flow.history_} == {"affine"}
+
+
+STARTS = {
+    "parabola": (laws.Parabola(2).with_mass(1.0), 3.0, 0.02, 2.0),
+    "parabola of another mass": (laws.Parabola(2), 3.0, 0.02, 2.0),
+    "gaussian": (laws.Gaussian([0.0, 0.0], 1.0), 2.0, 0.1, 8.0),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_porous_medium_from_a_start_that_changes_its_shape(name: str) -> None:
+    law, m, tau, edge = STARTS[name]
+    flow = JKOSampler(
+        energy=energies.Power(m),
+        initial=law,
+        step_size=tau,
+        n_steps=1,
+        n_particles=3000,
+        random_state=0,
+        progress=False,
+    ).fit()
+    assert flow.history_[0].stage == "collocation"
+    axis = np.linspace(-edge, edge, 241)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    cell, values = (axis[1] - axis[0]) ** 2, []
+    for t in (0.0, 0.5 * tau, tau):
+        density = flow.density(grid, t)
+        assert cell * density.sum() == pytest.approx(law.mass, rel=1e-4)
+        values.append(cell * np.sum(density**m) / (m - 1.0))
+    x, y = (flow.sample(20_000, t, random_state=1) for t in (0.0, tau))
+    cost = law.mass * np.square(y - x).sum(1).mean()
+    assert values[0] - values[2] > 1.5 * cost / (2.0 * tau)  # twice as much for short steps, once at the least
+    # E[(T - x).T] = tau E[tr P / rho], with P = rho^m, at every exact step; five standard errors
+    moved = np.square(y).sum(1) - (x * y).sum(1) - 2.0 * tau * flow.density(y, tau) ** (m - 1.0)
+    assert abs(moved.mean()) < 5.0 * moved.std() / 20_000**0.5
+    assert 5.0 * moved.std() / 20_000**0.5 < 0.1 * (moved + 2.0 * tau * flow.density(y, tau) ** (m - 1.0)).mean()
