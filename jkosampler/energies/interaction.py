@@ -86,7 +86,7 @@ class Interaction(Energy):
     def _pairs(self, x: Tensor, y: Tensor, *, without_diagonal: bool) -> tuple[Tensor, Tensor]:
         """W (n, m) and its gradient (d, n, m) of the differences x_i - y_j."""
         # Coordinates outermost in memory: sums over a last axis of length d are slow where it is the innermost.
-        z = x.mT.unsqueeze(2) - y.mT.unsqueeze(1)
+        z = x.mT.contiguous().unsqueeze(2) - y.mT.contiguous().unsqueeze(1)
         if not without_diagonal:
             value, slope = self._value_and_slope(z.movedim(0, -1))
             return value, slope.movedim(-1, 0)

@@ -29,7 +29,7 @@ _SHORTEST = 1e-3  # fraction of a Gauss-Newton step
 _WORTHWHILE = 0.8  # fraction of the misfit that a Gauss-Newton step may leave and still be made
 _TRAINED_SLOPES, _TRAINED_KINKS = (0.3, 5.0), 2.5  # of ridges before they are trained
 _DAMPING = (1e-9, 1e-2, 1e6)  # of Levenberg and Marquardt: least, first, most
-_LITTLE = 0.95  # fraction of the misfit that two steps of theirs must not leave
+_LITTLE = 0.999  # fraction of the misfit that two steps of theirs must not leave
 
 
 class CollocationResult(NamedTuple):

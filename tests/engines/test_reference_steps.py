@@ -248,8 +248,6 @@ def test_an_ode_that_is_found_out_is_integrated_more_finely() -> None:
     assert steps == 2**info.rejected
 
 
-_UNLUCKY = pytest.mark.xfail(reason="the training of the ridges stops on a plateau of the misfit")
-
 
 @pytest.mark.parametrize(
     "seed",
