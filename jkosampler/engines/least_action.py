@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jkosampler.displacement import RidgeField
+from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.errors import TargetError
 from jkosampler.mobility import Mobility
@@ -25,7 +26,6 @@ from jkosampler.particles import Particles
 
 __all__ = ["ActionResult", "least_action", "path_resistance"]
 
-_BARRIER = 0.5  # its size, in margins of the range of dE/drho
 _DAMPING = (1e-8, 1e-4, 1e8)  # least, first, most
 _LITTLE = 1e-3  # of the decrease so far: less ends the iterations
 _ROTATION = 1e-3  # of the decrease, that a field which is no gradient must promise beyond it
@@ -48,14 +48,20 @@ def path_resistance(mobility: Mobility, log_rho: Tensor, halfway: Tensor, end: T
 
 
 def least_action(
-    problem: StepProblem, points: Particles, weights: Tensor, field: RidgeField, *, max_iterations: int, margin: float
+    problem: StepProblem,
+    points: Particles,
+    weights: Tensor,
+    field: RidgeField,
+    *,
+    max_iterations: int,
+    barrier: DensityBarrier | None = None,
 ) -> ActionResult | None:
     """Solve a step for all parameters of a field, in place, on weighted points of the law (weights of sum one).
 
-    Within twice the margin (a fraction) of the largest density a barrier rises. Starts from the field as it is, or from
-    less motion where that leaves the allowed densities; None where no motion does so too.
+    Starts from the field as it is, or from less motion where that leaves the densities that the mobility allows, here
+    or at the particles of the barrier; None where no motion does so too.
     """
-    action = _Action(problem, points, weights, field, margin=margin)
+    action = _Action(problem, points, weights, field, barrier)
     guess = field.get()
     rest = action.at(torch.zeros_like(guess))
     start = action.feasible(guess)
@@ -85,19 +91,20 @@ class _Action:
     """J and its derivatives."""
 
     def __init__(
-        self, problem: StepProblem, points: Particles, weights: Tensor, field: RidgeField, margin: float
+        self,
+        problem: StepProblem,
+        points: Particles,
+        weights: Tensor,
+        field: RidgeField,
+        barrier: DensityBarrier | None = None,
     ) -> None:
         assert problem.mobility is not None
         self.problem, self.field, self.weights = problem, field, weights.double()
-        self.mobility, self.margin = problem.mobility, margin
+        self.mobility, self.barrier = problem.mobility, barrier
         self.z = points.x.double()
         self.log_mass = math.log(problem.energy.mass)
         self.log_rho = points.log_rho.double()
         self.score = None if points.score is None else points.score.double()
-        self.barrier = 0.0
-        if math.isfinite(self.mobility.limit):
-            variation = problem.field(self.z, self.weights).variation
-            self.barrier = _BARRIER * margin * float(variation.max() - variation.min())
 
     def feasible(self, parameters: Tensor) -> _Point | None:
         """The point of these parameters, or with less and less of the motion until it is allowed."""
@@ -134,13 +141,14 @@ class _Action:
                 inverse.append(s * torch.linalg.inv(matrix))
             resistance = self._resistance(log_det[0], log_det[1])
             rest = self._of_density(displacement, log_det[0], log_det[1])
-        if not bool((resistance > 0.0).all()):
+        pressure = 0.0 if self.barrier is None else self.barrier.value(field)
+        if pressure is None or not bool((resistance > 0.0).all()):
             return None
         try:
             seen = self.problem.field(self.z + displacement, self.weights)
         except TargetError:
             return None
-        value = float(self.weights @ (seen.energy + rest + self._control(displacement, jacobian)))
+        value = float(self.weights @ (seen.energy + rest + self._control(displacement, jacobian))) + pressure
         if not math.isfinite(value):
             return None
         return _Point(
@@ -177,6 +185,10 @@ class _Action:
             rows.append((w * curvature.clamp(min=0.0)).sqrt().unsqueeze(1) * volume)
         if self.problem.energy.has_internal:
             rows.append(self._bends(now, gradient_only=gradient_only))
+        if self.barrier is not None:
+            more, pressed = self.barrier.derivatives(field, gradient_only=gradient_only)
+            gradient = gradient + more
+            rows.append(pressed)
         stacked = torch.cat(rows)
         return gradient, stacked.mT @ stacked
 
@@ -194,15 +206,9 @@ class _Action:
         return path_resistance(self.mobility, self.log_rho + self.log_mass, halfway, end)
 
     def _of_density(self, displacement: Tensor, halfway: Tensor, end: Tensor) -> Tensor:
-        """Action, internal energy and barrier (n,)."""
+        """Action and internal energy (n,)."""
         total = 0.5 * self.problem.stiffness * displacement.square().sum(1) * self._resistance(halfway, end)
         total = total + self.problem.energy.internal(self.log_rho - end)
-        if self.barrier:
-            limit = self.mobility.limit
-            room = (1.0 - torch.exp(self.log_rho + self.log_mass - end) / limit) / (2.0 * self.margin)
-            near = room < 1.0
-            inside = torch.where(near, room, 1.0)
-            total = total + self.barrier * (inside - 1.0 - inside.log())
         return total
 
     def _control(self, displacement: Tensor, jacobian: Tensor) -> Tensor | float:

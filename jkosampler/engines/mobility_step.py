@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jkosampler.displacement import DisplacementMap, RidgeField
+from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.least_action import least_action
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.training import TrainingResult
@@ -24,7 +25,9 @@ __all__ = ["draw_ridges", "solve_with_mobility"]
 _SLOPES, _KINKS = (0.3, 5.0), 2.2  # of ridges before they are trained, per whitened unit
 _SPARSE, _OTHERS = 500, 2000  # points where the law began thinnest, and elsewhere
 _POINTS_PER_RIDGE = 4  # and dimension, at least
-_ITERATIONS, _ROUNDS, _NEW_POINTS = 20, 4, 300
+_ITERATIONS, _ROUNDS = 20, 4
+_WATCHED = 10_000  # particles at which the barrier is felt, and all that a solution brought near the limit
+_BARRIER = 2.0  # its size, in margins of the range of dE/drho
 _MARGIN = 0.02  # of the limit of the density: within twice that a barrier rises, for points between those of the step
 _NEAR = 0.25  # of the margin: particles that come nearer to the limit join the points
 
@@ -60,7 +63,7 @@ def solve_with_mobility(
     guess : nn.Module, optional
         The field of the step before.
     n_ridges, effort : int
-        Ridge functions at most; effort multiplies iterations and margins.
+        Ridge functions at most; effort multiplies iterations and the particles that are watched.
     generator : torch.Generator
         Source of the points, and of ridges where there is no guess.
     """
@@ -73,29 +76,30 @@ def solve_with_mobility(
     else:
         draw_ridges(field, generator)
     rows, weights = _sparse_first(n, generator)
-    margin = min(0.2, _MARGIN * effort)
-    limit = math.log(problem.mobility.limit) - math.log(problem.energy.mass)
-    step, training, inside = DisplacementMap(field), TrainingResult(0.0, 0), False
+    points, weights = inner[rows], weights.to(inner.x) / weights.sum()
+    watched = torch.unique(torch.cat([rows, torch.randperm(n, generator=generator)[: effort * _WATCHED].cpu()]))
+    log_limit = math.log(problem.mobility.limit) - math.log(problem.energy.mass)
+    size = _BARRIER * _MARGIN * _range_of_variation(problem, points, weights)
+    step, training = DisplacementMap(field), TrainingResult(0.0, 0)
     for _ in range(_ROUNDS):
-        found = least_action(
-            problem,
-            inner[rows],
-            weights.to(inner.x) / weights.sum(),
-            field,
-            max_iterations=effort * _ITERATIONS,
-            margin=margin,
-        )
+        bounded = math.isfinite(log_limit)
+        barrier = DensityBarrier(inner[watched], log_limit=log_limit, margin=_MARGIN, size=size) if bounded else None
+        found = least_action(problem, points, weights, field, max_iterations=effort * _ITERATIONS, barrier=barrier)
         if found is None:
             return None
         training = TrainingResult(found.decrease, training.n_iterations + found.n_iterations)
         log_rho = inner.without_score().push(step).log_rho
-        inside = bool((log_rho < limit).all())
-        near = (~(log_rho < limit + math.log1p(-_NEAR * margin))).nonzero().squeeze(-1).cpu()
-        new = near[~torch.isin(near, rows)][:_NEW_POINTS]
-        if not len(new):
-            break
-        rows, weights = torch.cat([rows, new]), torch.cat([weights, torch.full((len(new),), 1.0 / n)])
-    return (step, training) if inside else None
+        near = (~(log_rho < log_limit + math.log1p(-_NEAR * _MARGIN))).nonzero().squeeze(-1).cpu()
+        if not len(near):
+            return step, training
+        watched = torch.unique(torch.cat([watched, near]))
+    return None
+
+
+def _range_of_variation(problem: StepProblem, points: Particles, weights: Tensor) -> float:
+    """What dE/drho differs by at most: what drives the densities to their limit."""
+    variation = problem.field(points.x, weights).variation
+    return float(variation.max() - variation.min())
 
 
 def _sparse_first(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

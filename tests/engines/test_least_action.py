@@ -14,6 +14,7 @@ from torch import Tensor
 from jkosampler import JKOSampler, laws
 from jkosampler.displacement import RidgeField
 from jkosampler.energies import Energy, EnergyEvaluator, Entropy, Interaction, Potential
+from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.least_action import _Action, least_action, path_resistance
 from jkosampler.engines.mobility_step import draw_ridges
 from jkosampler.engines.objectives import StepProblem
@@ -63,7 +64,8 @@ def test_gradient_of_the_action(energy: Energy, dim: int, gradient_only: bool) -
     problem, points, weights = problem_and_points(energy, Exclusion(), laws.Parabola(dim), 60)
     if not problem.energy.has_internal:
         points = points.without_score()
-    action = _Action(problem, points, weights, moving_field(dim), margin=0.2)
+    barrier = DensityBarrier(points, log_limit=math.log(0.9 / problem.energy.mass), margin=0.2, size=0.1)
+    action = _Action(problem, points, weights, moving_field(dim), barrier)
     now = action.at(action.field.get())
     assert now is not None
     gradient, _ = action.derivatives(now, gradient_only=gradient_only)
@@ -84,7 +86,7 @@ def test_constant_mobility_of_a_translation() -> None:
     problem, points, weights = problem_and_points(Potential(lambda x: x @ slope), half, law, 400, tau=0.3)
     field = RidgeField(2, 4)
     draw_ridges(field, seeded(1))
-    found = least_action(problem, points.without_score(), weights, field, max_iterations=30, margin=0.02)
+    found = least_action(problem, points.without_score(), weights, field, max_iterations=30)
     assert found is not None
     moved = problem.frame.to_outer(points.x + field(points.x)) - problem.frame.to_outer(points.x)
     torch.testing.assert_close(moved.detach(), (-0.15 * slope).expand(400, 2), rtol=1e-3, atol=1e-3)
@@ -97,7 +99,7 @@ def test_a_rotating_motion_is_found() -> None:
     problem, points, weights = problem_and_points(Potential(lambda x: x @ slope), Exclusion(), law, 3000, tau=0.02)
     field = RidgeField(2, 24)
     draw_ridges(field, seeded(1))
-    found = least_action(problem, points.without_score(), weights, field, max_iterations=60, margin=0.02)
+    found = least_action(problem, points.without_score(), weights, field, max_iterations=60)
     assert found is not None
     x = problem.frame.to_outer(points.x)
     moved = (problem.frame.to_outer(points.x + field(points.x)) - x).detach()
