@@ -27,16 +27,17 @@ from jkosampler.particles import Particles
 __all__ = ["ActionResult", "least_action", "path_resistance"]
 
 _DAMPING = (1e-8, 1e-4, 1e8)  # least, first, most
-_LITTLE = 1e-3  # of the decrease so far: less ends the iterations
+_LITTLE, _NEGLIGIBLE = 1e-3, 1e-6  # of the decrease so far, and of the range of dE/drho: less ends the iterations
 _ROTATION = 1e-3  # of the decrease, that a field which is no gradient must promise beyond it
 _PROBE = 1e-4  # of a whitened unit, for the derivative of the field along random directions
 
 
 class ActionResult(NamedTuple):
-    """The objective at the end (less that of no motion), and the iterations made."""
+    """How much lower the objective is than without motion, the iterations made, and how much lower the barrier is."""
 
     decrease: float
     n_iterations: int
+    relief: float
 
 
 def path_resistance(mobility: Mobility, log_rho: Tensor, halfway: Tensor, end: Tensor) -> Tensor:
@@ -64,6 +65,7 @@ def least_action(
     action = _Action(problem, points, weights, field, barrier)
     guess = field.get()
     rest = action.at(torch.zeros_like(guess))
+    relief = action.pressure()
     start = action.feasible(guess)
     if rest is None or start is None:
         return None
@@ -72,7 +74,7 @@ def least_action(
         end, more = _minimise(action, end, rest.value, max_iterations, gradient_only=False)
         n_iterations += more
     field.set(end.parameters)
-    return ActionResult(rest.value - end.value, n_iterations)
+    return ActionResult(rest.value - end.value, n_iterations, relief - action.pressure())
 
 
 class _Point(NamedTuple):
@@ -105,6 +107,8 @@ class _Action:
         self.log_mass = math.log(problem.energy.mass)
         self.log_rho = points.log_rho.double()
         self.score = None if points.score is None else points.score.double()
+        variation = problem.field(self.z, self.weights).variation
+        self.negligible = _NEGLIGIBLE * float(variation.max() - variation.min())
 
     def feasible(self, parameters: Tensor) -> _Point | None:
         """The point of these parameters, or with less and less of the motion until it is allowed."""
@@ -192,6 +196,10 @@ class _Action:
         stacked = torch.cat(rows)
         return gradient, stacked.mT @ stacked
 
+    def pressure(self) -> float:
+        """The barrier at the field as it is; zero where there is none, or the field is not allowed."""
+        return 0.0 if self.barrier is None else self.barrier.value(self.field) or 0.0
+
     def promise(self, now: _Point) -> float:
         """The decrease that a step of all parameters would bring if J were what its Gauss-Newton matrix says."""
         gradient, normal = self.derivatives(now, gradient_only=False)
@@ -253,7 +261,11 @@ def _minimise(
     least, damping, most = _DAMPING
     now, before, n_iterations = start, math.inf, 0
     n = action.field.n_gradient if gradient_only else len(start.parameters)
-    while n_iterations < max_iterations and damping < most and before - now.value > _LITTLE * abs(at_rest - now.value):
+    while (
+        n_iterations < max_iterations
+        and damping < most
+        and before - now.value > max(action.negligible, _LITTLE * abs(at_rest - now.value))
+    ):
         gradient, normal = action.derivatives(now, gradient_only=gradient_only)
         scale = normal.diagonal().clone()
         scale.clamp_(min=1e-12 * float(scale.max()))

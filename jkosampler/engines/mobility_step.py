@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.training import TrainingResult
 from jkosampler.particles import Particles
 
-__all__ = ["draw_ridges", "solve_with_mobility"]
+__all__ = ["MobilitySolution", "draw_ridges", "solve_with_mobility"]
 
 _SLOPES, _KINKS = (0.3, 5.0), 2.2  # of ridges before they are trained, per whitened unit
 _SPARSE, _OTHERS = 500, 2000  # points where the law began thinnest, and elsewhere
@@ -30,6 +31,14 @@ _WATCHED = 10_000  # particles at which the barrier is felt, and all that a solu
 _BARRIER = 2.0  # its size, in margins of the range of dE/drho
 _MARGIN = 0.02  # of the limit of the density: within twice that a barrier rises, for points between those of the step
 _NEAR = 0.25  # of the margin: particles that come nearer to the limit join the points
+
+
+class MobilitySolution(NamedTuple):
+    """The map, its training, and how much of what it gained is the barrier's: the energy may rise by as much."""
+
+    step: DisplacementMap
+    training: TrainingResult
+    relief: float
 
 
 def draw_ridges(field: RidgeField, generator: torch.Generator) -> None:
@@ -51,7 +60,7 @@ def solve_with_mobility(
     n_ridges: int,
     effort: int,
     generator: torch.Generator,
-) -> tuple[DisplacementMap, TrainingResult] | None:
+) -> MobilitySolution | None:
     """The map of a step, and how it was found; None where a particle would fold or reach the limit of the density.
 
     Parameters
@@ -91,7 +100,7 @@ def solve_with_mobility(
         log_rho = inner.without_score().push(step).log_rho
         near = (~(log_rho < log_limit + math.log1p(-_NEAR * _MARGIN))).nonzero().squeeze(-1).cpu()
         if not len(near):
-            return step, training
+            return MobilitySolution(step, training, found.relief)
         watched = torch.unique(torch.cat([watched, near]))
     return None
 

@@ -55,6 +55,8 @@ class Judgement(NamedTuple):
     * `lost_mass`, whether an earlier law's importance weights show mass that this law lacks;
     * `left_support`, whether significantly more particles than before lie where the energy is infinite.
 
+    The energy may rise by the `relief` of a barrier, which the step lowered.
+
     The discrepancy is half the variance of dE/drho over the particles. For a KL energy near its minimum that is the
     KL divergence itself, at a much smaller Monte Carlo error than the mean of the log weights has.
     """
@@ -66,6 +68,7 @@ class Judgement(NamedTuple):
     integration_error: float = 0.0
     lost_mass: bool = False
     left_support: bool = False
+    relief: float = 0.0
 
     @property
     def sound(self) -> bool:
@@ -124,7 +127,7 @@ class FixedSteps:
 
     def accepts(self, control: Control, seen: Judgement) -> bool:
         """The step's inequality `E + d^2 / (2 tau) <= E_k`, up to the Monte Carlo error; of order 2, `E <= E_k`."""
-        slack = 3.0 * seen.standard_error + 1e-9
+        slack = 3.0 * seen.standard_error + max(seen.relief, 0.0) + 1e-9
         if self.order == 1:
             slack -= seen.transport_cost / (2.0 * control.tau)
         return seen.sound and seen.energy_change <= slack

@@ -54,7 +54,7 @@ class Solution(NamedTuple):
     """A solved step: its (last) problem, the map in that problem's coordinates, and how the map was found.
 
     A step of second order, or one that was cut in pieces, has `stages` before that: maps of x, and the part of the
-    time that each takes.
+    time that each takes. A barrier fell by `relief`: the energy may rise by as much beyond the step's inequality.
     """
 
     problem: StepProblem
@@ -62,6 +62,7 @@ class Solution(NamedTuple):
     training: TrainingResult
     method: str
     stages: tuple[tuple[Conjugated, float], ...] = ()
+    relief: float = 0.0
 
     def map(self) -> Map:
         """The whole step, as a map of x."""
@@ -166,10 +167,7 @@ class StepSolver:
             effort=self.control.effort,
             generator=self.flow.generator,
         )
-        if found is None:
-            return None
-        step, training = found
-        return Solution(problem, step, training, "mobility")
+        return None if found is None else Solution(problem, found.step, found.training, "mobility", relief=found.relief)
 
     def _weights(self, particles: Particles) -> Tensor:
         """Weights with which the affine part of a step is exact for the laws that the energy keeps affine."""

@@ -118,6 +118,7 @@ def judge(state: State, solution: Solution) -> Trial | None:
         discrepancy=discrepancy,
         integration_error=_integration_error(step, before, problem),
         lost_mass=missing is not None,
+        relief=solution.relief,
         left_support=n_outside > n_outside_before + 3.0 * n_outside**0.5,
     )
     inner_gradient = field.gradient[inside] @ frame.factor

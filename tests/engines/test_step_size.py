@@ -58,6 +58,14 @@ class TestFixedSteps:
     def test_the_inequality_of_the_step_decides(self, change: float, cost: float, accepted: bool) -> None:
         assert self.policy.accepts(self.policy.first(), seen(change, cost=cost)) is accepted
 
+    def test_the_energy_may_rise_by_what_a_barrier_fell(self) -> None:
+        step = seen(0.05)
+        assert not self.policy.accepts(self.policy.first(), step)
+        assert self.policy.accepts(self.policy.first(), step._replace(relief=0.03))
+        assert not self.policy.accepts(
+            self.policy.first(), step._replace(relief=-0.03, energy_change=0.02, standard_error=0.0)
+        )
+
     def test_to_second_order_the_energy_must_not_rise(self) -> None:
         policy = FixedSteps(tau=0.1, threshold=1e-3, order=2)
         for change, accepted in ((-0.001, True), (0.02, True), (0.04, False), (NAN, False)):
