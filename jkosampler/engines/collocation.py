@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jkosampler.engines.levenberg_marquardt import levenberg_marquardt
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_equation import Linearised, StepEquation
 from jkosampler.particles import Particles
@@ -28,8 +29,7 @@ _PRICES = (1e-5, 1e-4, 1e-3)  # nats that a second derivative of one costs far o
 _SHORTEST = 1e-3  # fraction of a Gauss-Newton step
 _WORTHWHILE = 0.8  # fraction of the misfit that a Gauss-Newton step may leave and still be made
 _TRAINED_SLOPES, _TRAINED_KINKS = (0.3, 5.0), 2.5  # of ridges before they are trained
-_DAMPING = (1e-9, 1e-2, 1e6)  # of Levenberg and Marquardt: least, first, most
-_LITTLE = 0.999  # fraction of the misfit that two steps of theirs must not leave
+_LITTLE = 0.999  # fraction of the misfit that two iterations of their training must not leave
 
 
 class CollocationResult(NamedTuple):
@@ -83,38 +83,39 @@ def solve_collocation(
 
 
 def train_ridges(
-    problem: StepProblem, points: Particles, potential: ResNetPotential, *, max_iterations: int
+    problem: StepProblem,
+    points: Particles,
+    weights: Tensor,
+    potential: ResNetPotential,
+    *,
+    n_draws: int | None = None,
+    max_iterations: int,
+    enough: float = 0.0,
 ) -> CollocationResult | None:
-    """Solve a step for all parameters of a potential of depth 1, in place, on draws of the law.
+    """Solve a step for all parameters of a potential of depth 1, in place, on weighted points.
 
-    Starts from the potential as it is; None where F is infinite at more than a few points there.
-
-    Levenberg and Marquardt's method on the normal equations, with walls where the map folds. (MINPACK's knows no walls,
-    and its QR factorisation is many times slower for thousands of points and hundreds of parameters.)
+    The first `n_draws` are draws of the law. Starts from the potential as it is, and ends when the misfit is small
+    enough, or no longer falls; None where F is infinite at more than a few points.
     """
-    equal = torch.full_like(points.log_rho, 1.0 / len(points))
-    equation = StepEquation(problem, points, equal, potential, hidden=True)
+    equation = StepEquation(problem, points, weights, potential, hidden=True, n_draws=n_draws)
     start = equation.start()
     if start is None:
         return None
-    least, damping, most = _DAMPING
-    now, before, n_iterations = start, [math.inf, math.inf], 0
-    while n_iterations < max_iterations and damping < most and now.misfit < _LITTLE * before[-2]:
+    weights = equation.weights
+
+    def model(now: Linearised) -> tuple[Tensor, Tensor]:
         derivative = equation.derivative(now)
-        normal = derivative.mT @ derivative
-        gradient, scale = derivative.mT @ now.residual, normal.diagonal().clone()
-        scale.clamp_(min=1e-12 * float(scale.max()))
-        while n_iterations < max_iterations and damping < most:
-            n_iterations += 1
-            damped = normal + torch.diag(damping * scale)
-            tried = equation.at(now.parameters - torch.linalg.solve(damped, gradient))
-            if tried is not None and tried.misfit < now.misfit:
-                before.append(now.misfit)
-                now, damping = tried, max(damping / 5.0, least)
-                break
-            damping *= 6.0
-    equation.set(now.parameters)
-    return CollocationResult(start.misfit, now.misfit, n_iterations)
+        weighted = derivative * weights.unsqueeze(-1)
+        gradient, curvature = weighted.mT @ now.residual, weighted.mT @ derivative
+        stretching, rows = equation.far_stretching(now)
+        return gradient + rows.mT @ stretching, curvature + rows.mT @ rows
+
+    def done(now: Linearised, values: list[float]) -> bool:
+        return now.misfit <= enough or (len(values) > 2 and values[-1] >= _LITTLE * values[-3])
+
+    end, n_iterations = levenberg_marquardt(start, equation.at, model, done, max_iterations=max_iterations)
+    equation.set(end.parameters)
+    return CollocationResult(equation.misfit_of_draws(start), equation.misfit_of_draws(end), n_iterations)
 
 
 def _gauss_newton(equation: StepEquation, start: Linearised, max_iterations: int) -> tuple[Linearised, int]:
@@ -122,7 +123,7 @@ def _gauss_newton(equation: StepEquation, start: Linearised, max_iterations: int
     now = equation.priced(start)
     for sweep in range(max_iterations):
         step, promised = _gauss_newton_step(equation, now)
-        better = _line_search(equation, now, step) if promised < _WORTHWHILE * now.objective else None
+        better = _line_search(equation, now, step) if promised < _WORTHWHILE * now.value else None
         if better is None:
             return now, sweep
         now = better
@@ -149,7 +150,7 @@ def _line_search(equation: StepEquation, now: Linearised, step: Tensor) -> Linea
     size = 1.0
     while size > _SHORTEST:
         tried = equation.at(now.parameters + size * step)
-        if tried is not None and tried.objective < (1.0 - 0.1 * size) * now.objective:
+        if tried is not None and tried.value < (1.0 - 0.1 * size) * now.value:
             return tried
         size *= 0.5
     return None

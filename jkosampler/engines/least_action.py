@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jkosampler.displacement import RidgeField
 from jkosampler.engines.density_barrier import DensityBarrier
+from jkosampler.engines.levenberg_marquardt import levenberg_marquardt
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.errors import TargetError
 from jkosampler.mobility import Mobility
@@ -26,8 +27,8 @@ from jkosampler.particles import Particles
 
 __all__ = ["ActionResult", "least_action", "path_resistance"]
 
-_DAMPING = (1e-8, 1e-4, 1e8)  # least, first, most
-_LITTLE, _NEGLIGIBLE = 1e-3, 1e-6  # of the decrease so far, and of the range of dE/drho: less ends the iterations
+_DAMPING = 1e-4  # in the promise of a field that rotates
+_LITTLE, _NEGLIGIBLE = 1e-4, 1e-6  # of the decrease so far, and of the range of dE/drho: less ends the iterations
 _ROTATION = 1e-3  # of the decrease, that a field which is no gradient must promise beyond it
 _PROBE = 1e-4  # of a whitened unit, for the derivative of the field along random directions
 
@@ -205,7 +206,7 @@ class _Action:
         gradient, normal = self.derivatives(now, gradient_only=False)
         scale = normal.diagonal().clone()
         scale.clamp_(min=1e-12 * float(scale.max()))
-        return 0.5 * float(gradient @ torch.linalg.solve(normal + torch.diag(_DAMPING[1] * scale), gradient))
+        return 0.5 * float(gradient @ torch.linalg.solve(normal + torch.diag(_DAMPING * scale), gradient))
 
     def _allowed(self, log_rho: Tensor) -> bool:
         return float(log_rho.max()) + self.log_mass < math.log(self.mobility.limit)
@@ -257,25 +258,13 @@ class _Action:
 def _minimise(
     action: _Action, start: _Point, at_rest: float, max_iterations: int, *, gradient_only: bool
 ) -> tuple[_Point, int]:
-    """Damped Gauss-Newton steps until they bring little beside what moving brings, and how many were tried."""
-    least, damping, most = _DAMPING
-    now, before, n_iterations = start, math.inf, 0
-    n = action.field.n_gradient if gradient_only else len(start.parameters)
-    while (
-        n_iterations < max_iterations
-        and damping < most
-        and before - now.value > max(action.negligible, _LITTLE * abs(at_rest - now.value))
-    ):
-        gradient, normal = action.derivatives(now, gradient_only=gradient_only)
-        scale = normal.diagonal().clone()
-        scale.clamp_(min=1e-12 * float(scale.max()))
-        while n_iterations < max_iterations and damping < most:
-            n_iterations += 1
-            parameters = now.parameters.clone()
-            parameters[:n] -= torch.linalg.solve(normal + torch.diag(damping * scale), gradient)
-            tried = action.at(parameters)
-            if tried is not None and tried.value < now.value:
-                before, now, damping = now.value, tried, max(damping / 5.0, least)
-                break
-            damping *= 5.0
-    return now, n_iterations
+    """Iterations until they bring little beside what moving brings, and how many were tried."""
+
+    def done(_: _Point, values: list[float]) -> bool:
+        little = max(action.negligible, _LITTLE * abs(at_rest - values[-1]))
+        return len(values) > 2 and values[-3] - values[-1] <= 2.0 * little
+
+    def model(now: _Point) -> tuple[Tensor, Tensor]:
+        return action.derivatives(now, gradient_only=gradient_only)
+
+    return levenberg_marquardt(start, action.at, model, done, max_iterations=max_iterations)

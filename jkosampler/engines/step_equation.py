@@ -29,6 +29,9 @@ __all__ = ["Linearised", "StepEquation", "n_functions"]
 
 _FAR_POINTS, _FAR = 2000, (1.0, 5.0)  # where far bends are priced, in radii of the points
 _TAIL_FROM = 0.865  # share of a Gaussian within the radius where defended tails begin; 2 in two dimensions
+_STRETCHING = 3e-2  # nats that a variance of the log determinant of one costs where ridges are trained far out, ..
+_BEYOND = 1.4  # .. and how much farther out than their equation
+
 _MOST_LOST = 0.02  # weight of points at which F is infinite at the start, that an equation can do without
 
 
@@ -43,10 +46,12 @@ class Linearised(NamedTuple):
     parameters: Tensor
     residual: Tensor  # (n,), F less its weighted mean
     misfit: float  # half the weighted variance of F
-    objective: float
+    value: float
     force: Tensor  # (n, d), grad (V + W * rho')(T) + k grad phi
     inverse: Tensor  # (n, d, d), DT^-1
     slope: Tensor  # (n, 1), P'(rho')
+    far_log_det: Tensor  # (k,), at the far points where stretching has a price
+    far_inverse: Tensor  # (k, d, d)
 
 
 class StepEquation:
@@ -76,6 +81,11 @@ class StepEquation:
         self.far, self.far_bends = self._far_bends()
         self.price = 0.0 if hidden else 1.0
         self.tilt = torch.zeros_like(self.log_rho)
+        self.beyond, self.beyond_weights = self.z[:0], self.weights[:0]
+        if hidden and self.draws.stop < len(points):
+            far = self.z[self.draws.stop :]
+            self.beyond = far.mean(dim=0) + _BEYOND * (far - far.mean(dim=0))
+            self.beyond_weights = _STRETCHING * self.weights[self.draws.stop :] / self.weights.sum()
 
     def start(self) -> Linearised | None:
         """At the potential as it is, on the points where F is finite; None where too many are lost."""
@@ -110,28 +120,48 @@ class StepEquation:
         set_affine(self.potential, torch.triu(upper) + torch.triu(upper, 1).mT, linear)
 
     def at(self, parameters: Tensor) -> Linearised | None:
-        """None where F is not finite at some point."""
+        """None where F is not finite at some point, or the map folds far out."""
         try:
-            variation, force, factor, slope = self._variation(parameters)
+            parts = self._variation(parameters)
         except TargetError:
             return None
-        return self._linearised(parameters, variation, force, factor, slope) if variation.isfinite().all() else None
+        if not bool(parts[0].isfinite().all()):
+            return None
+        found = self._linearised(parameters, *parts)
+        return found if math.isfinite(found.value) else None
 
     def derivative(self, now: Linearised) -> Tensor:
         """The derivative of the residual (n, p)."""
-        columns = self._derivative(now)
+        self.set(now.parameters)
+        columns = self._derivative_at(self.z, now.force, now.inverse, now.slope, self.problem.stiffness)
         return columns.sub_(self.weights @ columns)
 
     def _linearised(
         self, parameters: Tensor, variation: Tensor, force: Tensor, factor: Tensor, slope: Tensor
     ) -> Linearised:
         residual, misfit = self._misfit(variation - self.tilt)
-        return self.priced(Linearised(parameters, residual, misfit, 0.0, force, torch.cholesky_inverse(factor), slope))
+        inverse = torch.cholesky_inverse(factor)
+        with torch.no_grad():
+            far_factor, far_log_det = self._jacobian(self.potential.hessian(self.beyond))
+        far_inverse = torch.cholesky_inverse(far_factor)
+        return self.priced(
+            Linearised(parameters, residual, misfit, 0.0, force, inverse, slope, far_log_det, far_inverse)
+        )
+
+    def _jacobian(self, hessian: Tensor) -> tuple[Tensor, Tensor]:
+        """The Cholesky factor of DT and its log determinant, NaN where it folds."""
+        return cholesky_and_log_det(torch.eye(self.potential.dim).to(hessian) + hessian)
 
     def _misfit(self, variation: Tensor) -> tuple[Tensor, float]:
         """What is left of F (n,) beside a constant, and half its weighted variance."""
         residual = variation - self.weights @ variation
         return residual, 0.5 * float(self.weights @ residual.square())
+
+    def misfit_of_draws(self, now: Linearised) -> float:
+        """The misfit at the draws of the law alone."""
+        weights, residual = self.weights[self.draws], now.residual[self.draws]
+        weights = weights / weights.sum()
+        return 0.5 * float(weights @ (residual - weights @ residual).square())
 
     def defended(self, now: Linearised) -> Linearised:
         """The same for an equation with heavier tails: importance weights then fall where the errors grow.
@@ -145,19 +175,27 @@ class StepEquation:
         return now._replace(residual=residual, misfit=misfit)
 
     def priced(self, now: Linearised) -> Linearised:
-        """The same with the objective of the present price of far bends."""
-        if self.price == 0.0:
-            return now._replace(objective=now.misfit)
+        """The same with the objective of the present price of far bends or stretching."""
+        if self.hidden:
+            return now._replace(
+                value=now.misfit + 0.5 * float(self.beyond_weights @ _centred(now.far_log_det).square())
+            )
         price = 0.5 * self.price * float((self.far_bends @ now.parameters).square().sum())
-        return now._replace(objective=now.misfit + price)
+        return now._replace(value=now.misfit + price)
+
+    def far_stretching(self, now: Linearised) -> tuple[Tensor, Tensor]:
+        """How the log determinant varies over the far points (k,), weighted and priced, and its derivative (k, p)."""
+        none, one = torch.zeros_like(self.beyond), torch.ones_like(self.beyond[:, :1])
+        self.set(now.parameters)
+        rows = -self._derivative_at(self.beyond, none, now.far_inverse, one, 0.0)
+        root = self.beyond_weights.sqrt()
+        return root * _centred(now.far_log_det), root.unsqueeze(1) * _centred(rows)
 
     @torch.no_grad()
     def folds_beyond(self, now: Linearised) -> bool:
         """Whether the map folds at a far point."""
         self.set(now.parameters)
-        hessian = self.potential.hessian(self.far)
-        log_det = cholesky_and_log_det(torch.eye(self.potential.dim).to(hessian) + hessian)[1]
-        return not bool(log_det.isfinite().all())
+        return not bool(self._jacobian(self.potential.hessian(self.far))[1].isfinite().all())
 
     @torch.no_grad()
     def _far_bends(self) -> tuple[Tensor, Tensor]:
@@ -183,7 +221,7 @@ class StepEquation:
         self.set(parameters)
         potential, energy, k = self.potential, self.problem.energy, self.problem.stiffness
         gradient, hessian = potential.gradient_and_hessian(self.z)
-        factor, log_det = cholesky_and_log_det(torch.eye(potential.dim).to(self.z) + hessian)
+        factor, log_det = self._jacobian(hessian)
         moved = self.z + gradient
         field = self._field(moved)
         log_rho = self.log_rho - log_det
@@ -203,27 +241,31 @@ class StepEquation:
         return Field(*(torch.cat(parts) for parts in zip(own, others, strict=True)))
 
     @torch.no_grad()
-    def _derivative(self, now: Linearised) -> Tensor:
-        """`(force . grad + k - P' tr(DT^-1 hess)) psi` at every point, psi the derivative of phi in each parameter."""
-        w, b, k = self.potential.weights[0], self.potential.biases[0], self.problem.stiffness
-        self.set(now.parameters)
-        a = torch.addmm(b, self.z, w.mT)
+    def _derivative_at(self, z: Tensor, force: Tensor, inverse: Tensor, slope: Tensor, k: float) -> Tensor:
+        """`(force . grad + k - P' tr(DT^-1 hess)) psi` at points (n, d), psi: that of phi in each parameter."""
+        w, b = self.potential.weights[0], self.potential.biases[0]
+        a = torch.addmm(b, z, w.mT)
         tanh = torch.tanh(a)
         bent = 1.0 - tanh.square()
-        rows = (now.inverse @ w.mT).mT  # (n, m, d), DT^-1 w
-        bend = now.slope * (rows * w).sum(-1)  # P' w' DT^-1 w
-        along = now.force @ w.mT
+        rows = (inverse @ w.mT).mT  # (n, m, d), DT^-1 w
+        bend = slope * (rows * w).sum(-1)  # P' w' DT^-1 w
+        along = force @ w.mT
         ridge = along * tanh + k * log_two_cosh(a) - bent * bend
-        linear = now.force + k * self.z
+        linear = force + k * z
         i, j = self.triangle
-        zi, zj = self.z[:, i], self.z[:, j]
-        quadratic = now.force[:, i] * zj + now.force[:, j] * zi + k * zi * zj - 2.0 * now.slope * now.inverse[:, i, j]
+        zi, zj = z[:, i], z[:, j]
+        quadratic = force[:, i] * zj + force[:, j] * zi + k * zi * zj - 2.0 * slope * inverse[:, i, j]
         # the diagonal carries the factor 1/2 of z'Az/2
         quadratic = quadratic * torch.where(i == j, 0.5, 1.0).to(quadratic)
         if not self.hidden:
             return torch.cat([ridge, linear, quadratic], dim=1)
         c = self.potential.output
         bias = c * (along * bent + k * tanh + 2.0 * tanh * bent * bend)
-        weight = bias.unsqueeze(-1) * self.z.unsqueeze(1) + (c * tanh).unsqueeze(-1) * now.force.unsqueeze(1)
-        weight -= (2.0 * c * bent * now.slope).unsqueeze(-1) * rows
+        weight = bias.unsqueeze(-1) * z.unsqueeze(1) + (c * tanh).unsqueeze(-1) * force.unsqueeze(1)
+        weight -= (2.0 * c * bent * slope).unsqueeze(-1) * rows
         return torch.cat([ridge, linear, quadratic, weight.flatten(1), bias], dim=1)
+
+
+def _centred(values: Tensor) -> Tensor:
+    """Less their mean, if there are any."""
+    return values - values.mean(dim=0) if len(values) else values

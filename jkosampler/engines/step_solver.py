@@ -43,10 +43,12 @@ _TAIL_SHARE = 0.25  # of collocation points and ..
 _TAIL_WEIGHT = 0.1  # .. their weight beside those of the law, while the law is far from the target
 _GAMMA = 1.0 - 0.5**0.5  # of the second-order method: L-stable
 _TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensions in which their equations are cheap
-_FEWEST_POINTS, _POINTS_PER_PARAMETER = 4, 8
-_FIRST_ITERATIONS, _ITERATIONS = 120, 30  # with ridges drawn at random, and with those of the step before
+_LEAST_PER_PARAMETER, _POINTS, _PER_PARAMETER = 4, 1500, 5  # draws for them: what they need, and what they get
+_FIRST_ITERATIONS, _ITERATIONS = 120, 20  # with ridges drawn at random, and with those of the step before
 _TRIES = 2  # of ridges in a step
 _LEFT, _NEGLIGIBLE_MISFIT = 1e-2, 1e-5  # of the misfit at the start, and squared nats, that solved steps may leave
+_SOLVED = 3e-7  # squared nats of misfit that end the training
+_FAR_SHARE, _FAR_WEIGHT = 0.25, 4e-3  # of points out to the tails, beside the draws: how many, and what each weighs
 _UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
 
 
@@ -182,7 +184,7 @@ class StepSolver:
         d, engine = inner.x.shape[1], self.engine
         if inner.score is None or engine.n_ridges == 0 or engine.map == "ode" or d > _RIDGES_LIMIT:
             return None
-        width = min(engine.n_ridges or _TRAINED_RIDGES, len(inner) // (_FEWEST_POINTS * (d + 2)))
+        width = min(engine.n_ridges or _TRAINED_RIDGES, len(inner) // (_LEAST_PER_PARAMETER * (d + 2)))
         if width == 0:
             return None
         generator = self.flow.generator
@@ -192,11 +194,17 @@ class StepSolver:
         tries = [(potential, _FIRST_ITERATIONS)]
         if engine.warm_start and is_like(self.guess, potential):
             tries.insert(0, (deepcopy(self.guess), _ITERATIONS))
-        n = max(_SOME, _POINTS_PER_PARAMETER * (n_functions(potential) + width * (d + 1)))
-        order = torch.randperm(len(inner), generator=generator)[:n].to(inner.x.device)
+        n = max(_POINTS, _PER_PARAMETER * (n_functions(potential) + width * (d + 1)))
+        draws = inner[torch.randperm(len(inner), generator=generator)[:n].to(inner.x.device)].without_score()
+        far = problem.frame.to_inner(self._covering(0, int(_FAR_SHARE * n)).without_score().push_all(self._path))
+        weights = torch.cat([torch.full_like(draws.log_rho, 1.0), torch.full_like(far.log_rho, _FAR_WEIGHT)])
+        points, square = draws.joined(far), _unit(problem, draws.log_rho) ** 2
+        enough, negligible = _SOLVED * square, _NEGLIGIBLE_MISFIT * square
         for guess, most in tries:
-            found = train_ridges(problem, inner[order], guess, max_iterations=self.control.effort * most)
-            negligible = _NEGLIGIBLE_MISFIT * _unit(problem, inner.log_rho[order]) ** 2
+            iterations = self.control.effort * most
+            found = train_ridges(
+                problem, points, weights, guess, n_draws=len(draws), max_iterations=iterations, enough=enough
+            )
             if found is None or found.after > max(_LEFT * found.before, negligible):
                 continue
             step = GradientMap(guess.to(affine.shift))

@@ -36,6 +36,10 @@ def small_problem(energy: Energy, n: int, tau: float = 0.4) -> tuple[StepProblem
     return problem, points, torch.linspace(1.0, 2.0, n, dtype=torch.float64)
 
 
+def even(points: Particles) -> Tensor:
+    return torch.ones(len(points), dtype=torch.float64)
+
+
 @pytest.mark.parametrize("metric", ["wasserstein", "kalman"])
 def test_gaussian_steps_are_exact(metric: str) -> None:
     exact = {"wasserstein": wasserstein_step, "kalman": kalman_step}[metric](WORKED, 0.3)
@@ -128,7 +132,7 @@ class TestTrainedRidges:
         problem = StepProblem(evaluator(KL(gaussian_log_target(WORKED)), 2), frame, 0.3)
         points = frame.to_inner(draw(gaussian_law(WORKED), 600))
         potential = ridge_potential(width, to_train=True)
-        result = train_ridges(problem, points, potential, max_iterations=60)
+        result = train_ridges(problem, points, even(points), potential, max_iterations=60)
         assert result is not None
         assert result.before > 1.0
         assert result.after < 1e-6
@@ -143,8 +147,9 @@ class TestTrainedRidges:
         start, unit = Normal(0.0, 1.0), torch.eye(1, dtype=torch.float64)
         target = KL(lambda x: -((x[:, 0].square() - 1.0).square() - 0.5 * x[:, 0]))
         problem = StepProblem(evaluator(target, 1), Frame(torch.zeros(1, dtype=torch.float64), unit, 1.0), 0.1)
+        points = draw(start, 1500)
         potential = ridge_potential(64, dim=1, to_train=True)
-        result = train_ridges(problem, draw(start, 1500), potential, max_iterations=80)
+        result = train_ridges(problem, points, even(points), potential, max_iterations=80)
         assert result is not None
         assert result.after < 1e-6 < 1e-3 * result.before
         kept = (np.cumsum(exact.mass) > 1e-3) & (np.cumsum(exact.mass) < 1.0 - 1e-3)
@@ -162,7 +167,7 @@ class TestTrainedRidges:
         misfits = []
         for most in (1, 3, 10):
             potential = ridge_potential(8, to_train=True)
-            result = train_ridges(problem, points, potential, max_iterations=most)
+            result = train_ridges(problem, points, even(points), potential, max_iterations=most)
             assert result is not None
             assert result.n_iterations <= most
             misfits.append(result.after)
@@ -174,7 +179,7 @@ class TestTrainedRidges:
     def test_it_does_not_fold_at_its_points(self) -> None:
         problem, points, _ = small_problem(KL(lambda x: -8.0 * (x.square().sum(-1) - 1.0).square()), 500, tau=0.05)
         potential = ridge_potential(12, to_train=True)
-        assert train_ridges(problem, points, potential, max_iterations=40) is not None
+        assert train_ridges(problem, points, even(points), potential, max_iterations=40) is not None
         hessian = potential.hessian(points.x).detach()
         assert float(torch.linalg.eigvalsh(hessian)[:, 0].min()) > -1.0
 
@@ -184,5 +189,5 @@ class TestTrainedRidges:
         )
         potential = ridge_potential(8, to_train=True)
         before = {name: value.clone() for name, value in potential.state_dict().items()}
-        assert train_ridges(problem, points, potential, max_iterations=10) is None
+        assert train_ridges(problem, points, even(points), potential, max_iterations=10) is None
         torch.testing.assert_close(dict(potential.state_dict()), before, rtol=0.0, atol=0.0)

@@ -224,7 +224,7 @@ def test_certificates_are_small_where_a_step_is_solved_and_large_where_it_is_not
     # The potential is convex, so that the gap bounds what the exact step gains over the one that was found.
     for found, record in ((state, info), (lazy_state, lazy)):
         excess = objective("skewed", tau, found) - best
-        assert -1e-4 < excess < record.optimality_gap
+        assert -1e-4 < excess < record.optimality_gap + 1e-4  # the quadrature
     assert objective("skewed", tau, lazy_state) - best > 0.1
 
 

@@ -120,7 +120,7 @@ class TestByAutograd:
         exact = centred(value, weights)
         torch.testing.assert_close(now.residual, exact, rtol=1e-10, atol=1e-11)
         assert now.misfit == pytest.approx(0.5 * float(weights @ exact.square() / weights.sum()), rel=1e-10)
-        assert now.objective == now.misfit  # no price of far bends on trained ridges
+        assert now.value == now.misfit  # no price where all points are draws
         assert float(exact.std()) > 0.1
 
     @pytest.mark.parametrize("hidden", [True, False])
@@ -157,6 +157,29 @@ class TestByAutograd:
             assert behind is not None
             slope = (ahead.residual - behind.residual) / 2e-5
             torch.testing.assert_close(derivative @ direction, slope, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_stretching_beyond_the_draws_has_a_price(dim: int) -> None:
+    problem, points, weights = small_problem(CASES["kl"], dim)
+    potential = ridge_potential(WIDTH, size=0.03, dim=dim)
+    equation = StepEquation(problem, points, weights, potential, hidden=True, n_draws=9)
+    now = equation.start()
+    assert now is not None
+    tails = points.x[9:]
+    far_out = tails.mean(dim=0) + 1.4 * (tails - tails.mean(dim=0))
+    eigenvalues = torch.linalg.eigvalsh(torch.eye(dim) + potential.hessian(far_out).detach())
+    log_det, far = eigenvalues.log().sum(1), weights[9:] / weights.sum()
+    price = 0.5 * 3e-2 * float(far @ (log_det - log_det.mean()).square())
+    assert now.value - now.misfit == pytest.approx(price, rel=1e-6)
+    assert equation.misfit_of_draws(now) == pytest.approx(
+        0.5 * float(weights[:9] @ centred(now.residual[:9], weights[:9]).square() / weights[:9].sum())
+    )
+    _, rows = equation.far_stretching(now)
+    direction = torch.randn(len(now.parameters), generator=seeded(0), dtype=torch.float64)
+    ends = [equation.at(now.parameters + h * direction) for h in (1e-5, -1e-5)]
+    ahead, behind = (equation.far_stretching(end)[0] for end in ends if end is not None)
+    torch.testing.assert_close(rows @ direction, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("n_draws", [None, 9], ids=["draws alone", "draws and tails"])

@@ -13,12 +13,10 @@ from torch import Tensor
 from jkosampler.energies import KL
 from jkosampler.engines import Lagrangian, step_solver
 from jkosampler.engines.collocation import train_ridges
-from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_size import AdaptiveSteps, Control
 from jkosampler.engines.step_solver import StepSolver
 from jkosampler.laws import Gaussian
 from jkosampler.maps import GradientMap, ODEMap
-from jkosampler.particles import Particles
 from jkosampler.potentials import ResNetPotential
 
 
@@ -100,9 +98,9 @@ def test_the_next_network_starts_from_the_hidden_layers_of_the_last() -> None:
 def test_the_next_ridges_start_from_the_last_ones_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     guesses: list[dict[str, Tensor]] = []
 
-    def watched(problem: StepProblem, points: Particles, potential: ResNetPotential, **most: int) -> Any:
+    def watched(problem: Any, points: Any, weights: Tensor, potential: ResNetPotential, **most: Any) -> Any:
         guesses.append({name: value.clone() for name, value in potential.state_dict().items()})
-        return train_ridges(problem, points, potential, **most)
+        return train_ridges(problem, points, weights, potential, **most)
 
     monkeypatch.setattr(step_solver, "train_ridges", watched)
     engine, state = start(n_ridges=24)
