@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,6 +58,7 @@ class Solution(NamedTuple):
 
     A step of second order, or one that was cut in pieces, has `stages` before that: maps of x, and the part of the
     time that each takes. A barrier fell by `relief`: the energy may rise by as much beyond the step's inequality.
+    `solved` is whether the method is content with what it leaves.
     """
 
     problem: StepProblem
@@ -65,6 +67,7 @@ class Solution(NamedTuple):
     method: str
     stages: tuple[tuple[Conjugated, float], ...] = ()
     relief: float = 0.0
+    solved: bool = True
 
     def map(self) -> Map:
         """The whole step, as a map of x."""
@@ -132,22 +135,32 @@ class StepSolver:
         step = GradientMap(affine.potential(inner.x.dtype))
         if self.control.method == "collocation":
             return self._collocation(problem, affine)
-        if self.control.method == "affine" or (
-            self.control.exact and self._is_solved(problem, step, self._some(inner))
-        ):
+        some = self._some(inner)
+        if self.control.method == "affine" or (self.control.exact and self._is_solved(problem, step, some)):
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
         # the last try is a network's, which folds less far out where ridges are too steep
-        found = (
+        ridges = (
             self._ridges(problem, affine, inner)
             if self.control.exact and (self.flow.order > 1 or self.control.failures < _TRIES)
             else None
         )
-        return found or self._network(problem, affine, inner)
+        if ridges is not None and ridges.solved:
+            return ridges
+        network = self._network(problem, affine, inner)
+        if ridges is None:
+            return network
+        return min(ridges, network, key=lambda found: self._left(problem, found.step, some))
 
     def _is_solved(self, problem: StepProblem, step: Map, some: Particles) -> bool:
-        """Whether the affine map alone solves the step: its Euler-Lagrange residual bounds what is left to gain."""
+        """Whether the affine map alone solves the step."""
+        with torch.no_grad():
+            moved = 0.5 * problem.stiffness * float((step(some.x)[0] - some.x).square().sum(-1).mean())
+        return self._left(problem, step, some) < _NEGLIGIBLE_GAIN * (_unit(problem, some.log_rho) or moved)
+
+    def _left(self, problem: StepProblem, step: Map, some: Particles) -> float:
+        """What a better map could gain at most, by the Euler-Lagrange residual; infinite where nothing is known."""
         if some.score is None:
-            return False
+            return math.inf
         pushed = step.push(some.x, some.score)
         log_rho = some.log_rho - pushed.log_det
         weights = self._weights(some) if problem.energy.has_interaction else torch.full_like(log_rho, 1.0 / len(some))
@@ -155,8 +168,7 @@ class StepSolver:
         inside = value.isfinite()
         residual = problem.residual(some.x, pushed, log_rho, force)[inside]
         left = float(weights[inside] @ residual.square().sum(-1)) / (2.0 * problem.stiffness)
-        moved = 0.5 * problem.stiffness * float((pushed.x - some.x).square().sum(-1).mean())
-        return left < _NEGLIGIBLE_GAIN * (_unit(problem, log_rho) or moved)
+        return left if math.isfinite(left) else math.inf
 
     def _with_mobility(self, tau: float) -> Solution | None:
         frame = self.flow.metric.frame(self.pool, torch.full_like(self.pool.log_rho, 1.0 / len(self.pool)))
@@ -180,7 +192,7 @@ class StepSolver:
         return calibrated_weights(particles, energy.pressure_per_mass(log_rho), energy.pressure_slope(log_rho))
 
     def _ridges(self, problem: StepProblem, affine: AffineSolution, inner: Particles) -> Solution | None:
-        """A step solved by trained ridge functions; None where these are not asked for, or leave too much of it."""
+        """A step by trained ridge functions; None where these are not asked for, or fold. `solved` by their misfit."""
         d, engine = inner.x.shape[1], self.engine
         if inner.score is None or engine.n_ridges == 0 or engine.map == "ode" or d > _RIDGES_LIMIT:
             return None
@@ -200,17 +212,23 @@ class StepSolver:
         weights = torch.cat([torch.full_like(draws.log_rho, 1.0), torch.full_like(far.log_rho, _FAR_WEIGHT)])
         points, square = draws.joined(far), _unit(problem, draws.log_rho) ** 2
         enough, negligible = _SOLVED * square, _NEGLIGIBLE_MISFIT * square
+        best: Solution | None = None
         for guess, most in tries:
             iterations = self.control.effort * most
             found = train_ridges(
                 problem, points, weights, guess, n_draws=len(draws), max_iterations=iterations, enough=enough
             )
-            if found is None or found.after > max(_LEFT * found.before, negligible):
+            if found is None or (best is not None and found.after >= best.training.loss):
                 continue
             step = GradientMap(guess.to(affine.shift))
-            if bool(inner.without_score().push(step).log_rho.isfinite().all()):
-                return Solution(problem, step, TrainingResult(found.after, found.n_iterations), "collocation")
-        return None
+            if not bool(inner.without_score().push(step).log_rho.isfinite().all()):
+                continue
+            solved = found.after <= max(_LEFT * found.before, negligible)
+            training = TrainingResult(found.after, found.n_iterations)
+            best = Solution(problem, step, training, "collocation", solved=solved)
+            if solved:
+                break
+        return best
 
     def _affine(self, problem: StepProblem, inner: Particles) -> AffineSolution:
         if not self.engine.affine:

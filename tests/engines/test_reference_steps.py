@@ -117,6 +117,27 @@ def test_a_step_has_the_density_of_the_exact_one(name: str, tau: float, kind: st
     assert abs(record.integration_error) < 0.01
 
 
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_step_is_as_exact_in_the_tails(name: str, seed: int) -> None:
+    """A solution of the step's equation on the draws alone goes wrong where these end, by a factor and more."""
+    tau = 0.1
+    exact = reference(name, tau)
+    sampler = JKOSampler(
+        TARGETS[name][1],
+        metric="wasserstein",
+        initial=START,
+        step_size=tau,
+        n_steps=1,
+        progress=False,
+        random_state=seed,
+    ).fit()
+    cumulative = np.cumsum(exact.mass)
+    tails = [int(np.searchsorted(cumulative, q)) for q in (1e-4, 1e-3, 0.999, 0.9999)]
+    error = sampler.log_density(exact.moved[tails, None], t=tau) - exact.log_rho[tails]
+    assert np.abs(error).max() < 0.05
+
+
 @pytest.mark.parametrize(
     ("settings", "tolerance"),
     [
