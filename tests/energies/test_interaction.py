@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jkosampler.energies import Interaction
 from jkosampler.energies import interaction as module
-from jkosampler.errors import ArgumentError, TargetGradientError, TargetShapeError, TargetValueError
+from jkosampler.errors import ArgumentError, TargetCallError, TargetGradientError, TargetShapeError, TargetValueError
 
 F64 = torch.float64
 Kernel = Callable[[Tensor], Tensor]
@@ -188,6 +188,12 @@ REFUSED: dict[str, tuple[Kernel, type[Exception], str]] = {
     "not a tensor": (lambda z: 1.0, TargetShapeError, "got float"),
     "second axis": (lambda z: z.square().sum(1), TargetShapeError, r"to a tensor of shape \(1, 20\), got \(1, 2\)"),
     "other rows": (lambda z: (z - z.mean(0)).square().sum(-1), TargetShapeError, "mixes the rows"),
+    "all differences": (lambda z: (z - z.mean()).square().sum(-1), TargetShapeError, "mixes the rows"),
+    "raises": (
+        lambda z: z @ torch.ones(7, dtype=F64),
+        TargetCallError,
+        r"raised RuntimeError .* shape \(20, 2\): size",
+    ),
     "nan": (
         lambda z: torch.where(z[..., 0].abs() < 1.0, z.square().sum(-1), torch.nan),
         TargetValueError,
