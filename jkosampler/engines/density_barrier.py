@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from jkosampler.displacement import RidgeField
+from jkosampler.maps import RidgeField
 from jkosampler.particles import Particles
 
 __all__ = ["DensityBarrier"]

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jkosampler.displacement import RidgeField
 from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.levenberg_marquardt import levenberg_marquardt
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.errors import TargetError
+from jkosampler.maps import RidgeField
 from jkosampler.mobility import Mobility
 from jkosampler.particles import Particles
 

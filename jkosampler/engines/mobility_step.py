@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jkosampler.displacement import DisplacementMap, RidgeField
 from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.least_action import least_action
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.training import TrainingResult
+from jkosampler.maps import DisplacementMap, RidgeField
 from jkosampler.particles import Particles
 
 __all__ = ["MobilitySolution", "draw_ridges", "solve_with_mobility"]

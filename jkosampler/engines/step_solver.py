@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jkosampler.composed import Chain
-from jkosampler.displacement import DisplacementMap
 from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.collocation import draw_ridge_functions, solve_collocation, train_ridges
@@ -26,7 +24,7 @@ from jkosampler.engines.objectives import GRADIENTS, StepProblem
 from jkosampler.engines.step_equation import n_functions
 from jkosampler.engines.step_size import Control
 from jkosampler.engines.training import TrainingResult, train
-from jkosampler.maps import Conjugated, GradientMap, Map
+from jkosampler.maps import Chain, Conjugated, DisplacementMap, GradientMap, Map
 from jkosampler.particles import Particles, calibrated_weights, fewest_calibrated
 from jkosampler.potentials import ResNetPotential
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from small_problems import seeded
 
-from jkosampler.displacement import RidgeField
 from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.mobility_step import draw_ridges
+from jkosampler.maps import RidgeField
 from jkosampler.particles import Particles
 
 F64 = torch.float64

@@ -12,12 +12,12 @@ from small_problems import seeded
 from torch import Tensor
 
 from jkosampler import JKOSampler, laws
-from jkosampler.displacement import RidgeField
 from jkosampler.energies import Energy, EnergyEvaluator, Entropy, Interaction, Potential
 from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.least_action import _Action, least_action, path_resistance
 from jkosampler.engines.mobility_step import draw_ridges
 from jkosampler.engines.objectives import StepProblem
+from jkosampler.maps import RidgeField
 from jkosampler.metrics import Wasserstein
 from jkosampler.mobility import Exclusion, FunctionMobility, Mobility
 from jkosampler.particles import Particles

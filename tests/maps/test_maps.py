@@ -10,9 +10,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from jkosampler.composed import Chain
 from jkosampler.laws import Gaussian
-from jkosampler.maps import INTEGRATORS, Conjugated, GradientMap, Map, ODEMap
+from jkosampler.maps import INTEGRATORS, Chain, Conjugated, GradientMap, Map, ODEMap
 from jkosampler.potentials import ResNetPotential
 
 F64 = torch.float64

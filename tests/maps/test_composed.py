@@ -8,11 +8,10 @@ import torch
 from small_problems import random_map
 from torch import Tensor
 
-from jkosampler.composed import Chain
 from jkosampler.errors import MapInversionError
 from jkosampler.flow import FittedFlow
 from jkosampler.laws import Gaussian, Normal
-from jkosampler.maps import GradientMap
+from jkosampler.maps import Chain, GradientMap
 from jkosampler.potentials import ResNetPotential
 
 F64 = torch.float64

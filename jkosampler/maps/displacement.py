@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jkosampler.maps import StraightMap
+from jkosampler.maps.straight import StraightMap
 
 __all__ = ["DisplacementMap", "RidgeField"]
 

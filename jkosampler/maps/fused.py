@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jkosampler._network import Layout, Network, Tableau, Tape
-from jkosampler._stage import Scratch, Stage
 from jkosampler.errors import ArgumentError
+from jkosampler.maps._network import Layout, Network, Tableau, Tape
+from jkosampler.maps._stage import Scratch, Stage
 from jkosampler.potentials import ResNetPotential
 
 __all__ = ["fused_transport"]

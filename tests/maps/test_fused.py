@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import jkosampler.maps
-from jkosampler import _stage, fused
+import jkosampler.maps.ode
 from jkosampler.errors import ArgumentError
-from jkosampler.maps import INTEGRATORS, ODEMap
+from jkosampler.maps import INTEGRATORS, ODEMap, _stage, fused
 from jkosampler.potentials import ResNetPotential
 
 F64 = torch.float64
@@ -355,7 +354,7 @@ class TestWhereItIsUsed:
             result.append("fused")
             return fused.fused_transport(*arguments)
 
-        monkeypatch.setattr(jkosampler.maps, "fused_transport", counted)
+        monkeypatch.setattr(jkosampler.maps.ode, "fused_transport", counted)
         return result
 
     def test_for_gradients_by_the_exact_trace(self, calls: list[str]) -> None:

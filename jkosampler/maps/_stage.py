@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jkosampler._network import Layout, Network, Tape
+from jkosampler.maps._network import Layout, Network, Tape
 
 __all__ = ["Scratch", "Stage"]
 

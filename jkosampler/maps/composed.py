@@ -1,4 +1,4 @@
-"""Maps made of maps: one after the other, as the stages of a step."""
+"""Maps made of others: one in other affine coordinates, and several, one after the other."""
 
 from __future__ import annotations
 
@@ -8,9 +8,62 @@ import torch
 from torch import Tensor, nn
 
 from jkosampler.errors import MapInversionError
-from jkosampler.maps import Map, Pushed, inversion_error
+from jkosampler.maps.base import Map, Pushed, inversion_error
 
-__all__ = ["Chain"]
+__all__ = ["Chain", "Conjugated"]
+
+
+class Conjugated(Map):
+    """`x -> m + L T(L^-1 (x - m))`: a map T run in the affine coordinates `z = L^-1 (x - m)`.
+
+    Parameters
+    ----------
+    inner : Map
+        T.
+    centre : Tensor (d,)
+        m.
+    factor : Tensor (d, d)
+        L, invertible.
+    """
+
+    centre: Tensor
+    factor: Tensor
+
+    def __init__(self, inner: Map, centre: Tensor, factor: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("centre", centre)
+        self.register_buffer("factor", factor)
+
+    def forward(self, x: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
+        z, log_det = self.inner(self.to_inner(x), fraction)
+        return self.to_outer(z), log_det
+
+    def positions(self, x: Tensor) -> Tensor:
+        return self.to_outer(self.inner.positions(self.to_inner(x)))
+
+    def scaled(self, factor: float) -> Conjugated:
+        return Conjugated(self.inner.scaled(factor), self.centre, self.factor)
+
+    def push(self, x: Tensor, score: Tensor) -> Pushed:
+        z, log_det, score = self.inner.push(self.to_inner(x), score @ self.factor)
+        return Pushed(self.to_outer(z), log_det, torch.linalg.solve(self.factor.mT, score.mT).mT)
+
+    def inverse(self, y: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
+        try:
+            z, log_det = self.inner.inverse(self.to_inner(y), fraction)
+        except MapInversionError as error:
+            rows = torch.as_tensor(error.indices)
+            raise inversion_error(y, rows) from error
+        return self.to_outer(z), log_det
+
+    def to_inner(self, x: Tensor) -> Tensor:
+        """z = L^-1 (x - m)."""
+        return torch.linalg.solve(self.factor, (x - self.centre).mT).mT
+
+    def to_outer(self, z: Tensor) -> Tensor:
+        """x = m + L z."""
+        return self.centre + z @ self.factor.mT
 
 
 class Chain(Map):

@@ -7,7 +7,7 @@ import torch
 from small_problems import seeded
 from torch import Tensor
 
-from jkosampler.displacement import DisplacementMap, RidgeField
+from jkosampler.maps import DisplacementMap, RidgeField
 
 F64 = torch.float64
 in_dimensions = pytest.mark.parametrize("dim", [1, 2, 3])

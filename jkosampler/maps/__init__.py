@@ -1,0 +1,27 @@
+"""Invertible maps of particles: what one step of the flow does to positions, densities and scores.
+
+`GradientMap` is `T(x) = x + grad phi(x)`, `DisplacementMap` has a displacement that is no gradient, `ODEMap` is the
+neural ODE of Lee, Wang, Li (arXiv 2311.06700, section 3). `Conjugated` runs a map in other affine coordinates, `Chain`
+several in a row.
+"""
+
+from jkosampler.maps.base import Map, Pushed, cholesky_and_log_det, inversion_error
+from jkosampler.maps.composed import Chain, Conjugated
+from jkosampler.maps.displacement import DisplacementMap, RidgeField
+from jkosampler.maps.ode import INTEGRATORS, ODEMap
+from jkosampler.maps.straight import GradientMap, StraightMap
+
+__all__ = [
+    "INTEGRATORS",
+    "Chain",
+    "Conjugated",
+    "DisplacementMap",
+    "GradientMap",
+    "Map",
+    "ODEMap",
+    "Pushed",
+    "RidgeField",
+    "StraightMap",
+    "cholesky_and_log_det",
+    "inversion_error",
+]
