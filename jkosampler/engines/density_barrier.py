@@ -45,8 +45,16 @@ class DensityBarrier:
         density = self._densities(jacobian)
         if not bool((density < 1.0).all()):
             return None
-        room = ((1.0 - density) / (2.0 * self.margin)).clamp(max=1.0)
-        return self.size * float((room - 1.0 - room.log()).mean())
+        return float(self._of(density).mean())
+
+    def at(self, log_rho: Tensor) -> Tensor:
+        """c b (n,) at particles of these log densities, infinite at the limit."""
+        return self._of(torch.exp(log_rho - self.log_limit))
+
+    def _of(self, density: Tensor) -> Tensor:
+        """c b (n,) of densities over their limit."""
+        room = ((1.0 - density) / (2.0 * self.margin)).clamp(0.0, 1.0)
+        return self.size * (room - 1.0 - room.log())
 
     @torch.no_grad()
     def derivatives(self, field: RidgeField, *, gradient_only: bool) -> tuple[Tensor, Tensor]:

@@ -34,11 +34,10 @@ _PROBE = 1e-4  # of a whitened unit, for the derivative of the field along rando
 
 
 class ActionResult(NamedTuple):
-    """How much lower the objective is than without motion, the iterations made, and how much lower the barrier is."""
+    """How much lower the objective is than without motion, and the iterations made."""
 
     decrease: float
     n_iterations: int
-    relief: float
 
 
 def path_resistance(mobility: Mobility, log_rho: Tensor, halfway: Tensor, end: Tensor) -> Tensor:
@@ -66,7 +65,6 @@ def least_action(
     action = _Action(problem, points, weights, field, barrier)
     guess = field.get()
     rest = action.at(torch.zeros_like(guess))
-    relief = action.pressure()
     start = action.feasible(guess)
     if rest is None or start is None:
         return None
@@ -75,7 +73,7 @@ def least_action(
         end, more = _minimise(action, end, rest.value, max_iterations, gradient_only=False)
         n_iterations += more
     field.set(end.parameters)
-    return ActionResult(rest.value - end.value, n_iterations, relief - action.pressure())
+    return ActionResult(rest.value - end.value, n_iterations)
 
 
 class _Point(NamedTuple):
@@ -196,10 +194,6 @@ class _Action:
             rows.append(pressed)
         stacked = torch.cat(rows)
         return gradient, stacked.mT @ stacked
-
-    def pressure(self) -> float:
-        """The barrier at the field as it is; zero where there is none, or the field is not allowed."""
-        return 0.0 if self.barrier is None else self.barrier.value(self.field) or 0.0
 
     def promise(self, now: _Point) -> float:
         """The decrease that a step of all parameters would bring if J were what its Gauss-Newton matrix says."""

@@ -29,16 +29,18 @@ _POINTS_PER_RIDGE = 4  # and dimension, at least
 _ITERATIONS, _ROUNDS = 20, 4
 _WATCHED = 10_000  # particles at which the barrier is felt, and all that a solution brought near the limit
 _BARRIER = 2.0  # its size, in margins of the range of dE/drho
+_NEGLIGIBLE = 1e-5  # of that range: what a step may fail to gain on particles that it was not solved on
 _MARGIN = 0.02  # of the limit of the density: within twice that a barrier rises, for points between those of the step
 _NEAR = 0.25  # of the margin: particles that come nearer to the limit join the points
 
 
 class MobilitySolution(NamedTuple):
-    """The map, its training, and how much of what it gained is the barrier's: the energy may rise by as much."""
+    """The map, its training, the barrier that it kept away from, and a gain of the objective that is none."""
 
     step: DisplacementMap
     training: TrainingResult
-    relief: float
+    barrier: DensityBarrier | None
+    negligible: float
 
 
 def draw_ridges(field: RidgeField, generator: torch.Generator) -> None:
@@ -88,11 +90,12 @@ def solve_with_mobility(
     points, weights = inner[rows], weights.to(inner.x) / weights.sum()
     watched = torch.unique(torch.cat([rows, torch.randperm(n, generator=generator)[: effort * _WATCHED].cpu()]))
     log_limit = math.log(problem.mobility.limit) - math.log(problem.energy.mass)
-    size = _BARRIER * _MARGIN * _range_of_variation(problem, points, weights)
-    step, training = DisplacementMap(field), TrainingResult(0.0, 0)
+    span = _range_of_variation(problem, points, weights)
+    step, training, barrier = DisplacementMap(field), TrainingResult(0.0, 0), None
     for _ in range(_ROUNDS):
-        bounded = math.isfinite(log_limit)
-        barrier = DensityBarrier(inner[watched], log_limit=log_limit, margin=_MARGIN, size=size) if bounded else None
+        if math.isfinite(log_limit):
+            size = _BARRIER * _MARGIN * span
+            barrier = DensityBarrier(inner[watched], log_limit=log_limit, margin=_MARGIN, size=size)
         found = least_action(problem, points, weights, field, max_iterations=effort * _ITERATIONS, barrier=barrier)
         if found is None:
             return None
@@ -100,7 +103,7 @@ def solve_with_mobility(
         log_rho = inner.without_score().push(step).log_rho
         near = (~(log_rho < log_limit + math.log1p(-_NEAR * _MARGIN))).nonzero().squeeze(-1).cpu()
         if not len(near):
-            return MobilitySolution(step, training, found.relief)
+            return MobilitySolution(step, training, barrier, _NEGLIGIBLE * span)
         watched = torch.unique(torch.cat([watched, near]))
     return None
 

@@ -55,7 +55,7 @@ class Judgement(NamedTuple):
     * `lost_mass`, whether an earlier law's importance weights show mass that this law lacks;
     * `left_support`, whether significantly more particles than before lie where the energy is infinite.
 
-    The energy may rise by the `relief` of a barrier, which the step lowered.
+    The energy may rise by the `relief`, what a barrier fell by (the standard error is that of both), and a little.
 
     The discrepancy is half the variance of dE/drho over the particles. For a KL energy near its minimum that is the
     KL divergence itself, at a much smaller Monte Carlo error than the mean of the log weights has.
@@ -127,7 +127,7 @@ class FixedSteps:
 
     def accepts(self, control: Control, seen: Judgement) -> bool:
         """The step's inequality `E + d^2 / (2 tau) <= E_k`, up to the Monte Carlo error; of order 2, `E <= E_k`."""
-        slack = 3.0 * seen.standard_error + max(seen.relief, 0.0) + 1e-9
+        slack = 3.0 * seen.standard_error + seen.relief + 1e-9
         if self.order == 1:
             slack -= seen.transport_cost / (2.0 * control.tau)
         return seen.sound and seen.energy_change <= slack

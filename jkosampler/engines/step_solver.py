@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jkosampler.engines.affine import AffineSolution, set_affine, solve_affine
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.collocation import draw_ridge_functions, solve_collocation, train_ridges
+from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.mobility_step import solve_with_mobility
 from jkosampler.engines.network_step import (
     GRADIENT_MAP_LIMIT,
@@ -55,8 +56,8 @@ class Solution(NamedTuple):
     """A solved step: its (last) problem, the map in that problem's coordinates, and how the map was found.
 
     A step of second order, or one that was cut in pieces, has `stages` before that: maps of x, and the part of the
-    time that each takes. A barrier fell by `relief`: the energy may rise by as much beyond the step's inequality.
-    `solved` is whether the method is content with what it leaves.
+    time that each takes. The inequality of the step holds for its energy with the `barrier`, up to what is
+    `negligible`. `solved` is whether the method is content with what it leaves.
     """
 
     problem: StepProblem
@@ -64,7 +65,8 @@ class Solution(NamedTuple):
     training: TrainingResult
     method: str
     stages: tuple[tuple[Conjugated, float], ...] = ()
-    relief: float = 0.0
+    barrier: DensityBarrier | None = None
+    negligible: float = 0.0
     solved: bool = True
 
     def map(self) -> Map:
@@ -179,7 +181,10 @@ class StepSolver:
             effort=self.control.effort,
             generator=self.flow.generator,
         )
-        return None if found is None else Solution(problem, found.step, found.training, "mobility", relief=found.relief)
+        if found is None:
+            return None
+        step, training, barrier, negligible = found
+        return Solution(problem, step, training, "mobility", barrier=barrier, negligible=negligible)
 
     def _weights(self, particles: Particles) -> Tensor:
         """Weights with which the affine part of a step is exact for the laws that the energy keeps affine."""

@@ -105,6 +105,9 @@ def judge(state: State, solution: Solution) -> Trial | None:
     if int(inside.sum()) <= check.x.shape[1]:
         return None
     change = (values - state.values)[inside]
+    relief = torch.zeros_like(change)
+    if solution.barrier is not None:
+        relief = (solution.barrier.at(start.log_rho) - solution.barrier.at(check.log_rho))[inside]
     before, after = frame.to_inner(start[inside]), frame.to_inner(check[inside])
     shift, whole_shift = after.x - before.x, after.x - frame.to_inner(state.check[inside]).x
     discrepancy, dissipation = stationarity_of(energy, check, field, inside)
@@ -113,12 +116,12 @@ def judge(state: State, solution: Solution) -> Trial | None:
     missing = contradiction(state.claims, seen)
     judgement = Judgement(
         energy_change=float(change.mean()),
-        standard_error=float(change.std()) / len(change) ** 0.5,
+        standard_error=float((change - relief).std()) / len(change) ** 0.5,
         transport_cost=frame.cost * float((_resistance(problem, step, before) * whole_shift.square().sum(-1)).mean()),
         discrepancy=discrepancy,
         integration_error=_integration_error(step, before, problem),
         lost_mass=missing is not None,
-        relief=solution.relief,
+        relief=float(relief.mean()) + solution.negligible,
         left_support=n_outside > n_outside_before + 3.0 * n_outside**0.5,
     )
     inner_gradient = field.gradient[inside] @ frame.factor

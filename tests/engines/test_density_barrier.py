@@ -36,6 +36,9 @@ def test_value_of_a_contraction() -> None:
     barrier = DensityBarrier(particles(0.5, 5, 2), log_limit=math.log(0.65), margin=0.2, size=3.0)
     room = (1.0 - 0.5 / 0.9**2 / 0.65) / 0.4
     assert barrier.value(dilation(2, 0.9)) == pytest.approx(3.0 * (room - 1.0 - math.log(room)), rel=1e-12)
+    log_rho = torch.tensor([0.1, 0.5 / 0.9**2, 0.65, 0.7], dtype=F64).log()
+    values = barrier.at(log_rho).tolist()
+    assert values == pytest.approx([0.0, 3.0 * (room - 1.0 - math.log(room)), math.inf, math.inf], rel=1e-9)
 
 
 def test_nothing_far_from_the_limit() -> None:
