@@ -27,6 +27,7 @@ from deep_jko.measures import Measure
 from elliptic import reference_computation
 
 SEEDS = (0, 1, 2)
+Record = dict[str, Any]
 HEADER = ("experiment", "measure", "required", "aim", "measured", "", "worst seed", "CPU s", "note", "command")
 
 
@@ -55,28 +56,25 @@ ON_DEMAND = ("aggregation-1d", "aggregation-2d")  # the longest
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = [name for name in EXPERIMENTS if name not in ON_DEMAND]
-    arguments.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=default, metavar="NAME")
+    arguments.add_argument("--only", nargs="*", choices=EXPERIMENTS, default=default, metavar="NAME")
     arguments.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; 0..14 ornstein-uhlenbeck, 0 costs")
     arguments.add_argument("--quick", action="store_true", help="one seed, few steps, few draws")
-    arguments.add_argument("--json", type=Path, help="write every seed's measures there")
-    arguments.add_argument("--markdown", type=Path, help="write the table there, too")
+    arguments.add_argument("--json", type=Path, help="every seed's measures; those of other experiments stay there")
+    arguments.add_argument("--markdown", type=Path, help="the table of that file, or of this run")
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
-    lines = [f"Reference computation of `benchmarks/elliptic.py`: {reference_computation():.3g} CPU seconds.", ""]
-    lines += ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    print("\n".join(lines))
-    records: list[dict[str, Any]] = []
+    print(f"Reference computation of `benchmarks/elliptic.py`: {reference_computation():.3g} CPU seconds.\n")
+    print(table([]))
+    records: list[Record] = json.loads(chosen.json.read_text()) if chosen.json and chosen.json.exists() else []
     for name in chosen.only:  # what is done is kept, whatever comes after
-        measured = run(name, chosen.seeds, chosen.quick)
         command = command_of(name, chosen.seeds, chosen.quick)
-        rows = [line(name, command, *worst) for worst in worst_of(measured)]
-        print("\n".join(rows), flush=True)
-        lines += rows
-        records += [record(name, command, *one) for one in measured]
+        measured = [record(name, command, *one) for one in run(name, chosen.seeds, chosen.quick)]
+        print("\n".join(map(line, worst_of(measured))), flush=True)
+        records = [one for one in records if one["experiment"] != name] + measured
         if chosen.json:
-            write(chosen.json, json.dumps(records, indent=1))
-        if chosen.markdown:
-            write(chosen.markdown, "\n".join(lines) + "\n")
+            write(chosen.json, json.dumps(records, indent=1) + "\n")
+    if chosen.markdown:
+        write(chosen.markdown, table(records) + "\n")
 
 
 def run(name: str, seeds: list[int] | None, quick: bool) -> list[tuple[int, Measure]]:
@@ -94,32 +92,45 @@ def command_of(name: str, seeds: list[int] | None, quick: bool) -> str:
     return f"python benchmarks/deep_jko.py --only {name}{chosen}{' --quick' * quick}"
 
 
-def worst_of(measured: list[tuple[int, Measure]]) -> list[tuple[int, Measure]]:
-    """For every measure that of the worst seed."""
-    worst: dict[str, tuple[int, Measure]] = {}
-    for seed, measure in measured:
-        if measure.what not in worst or measure.badness > worst[measure.what][1].badness:
-            worst[measure.what] = seed, measure
-    return list(worst.values())
-
-
-def line(name: str, command: str, seed: int, measure: Measure) -> str:
-    """A row of the table."""
-    relation = ">=" if measure.at_least else "<="
-    bounds = [f"{relation} {bound:g}" if bound is not None else "" for bound in (measure.required, measure.aim)]
-    verdict = ("ok" if measure.passes else "MISSED") if measure.required is not None else ""
-    seconds = "" if math.isnan(measure.seconds) else f"{measure.seconds:.1f}"
-    cells = [name, measure.what, *bounds, f"{measure.value:.3g}", verdict, str(seed), seconds, measure.note]
-    return "| " + " | ".join(cells) + f" | `{command}` |"
-
-
-def record(name: str, command: str, seed: int, measure: Measure) -> dict[str, Any]:
-    """The same for JSON, which has no NaN."""
+def record(name: str, command: str, seed: int, measure: Measure) -> Record:
+    """A measure for JSON, which has no NaN."""
     numbers = {
         key: None if math.isnan(getattr(measure, key)) else float(getattr(measure, key)) for key in ("value", "seconds")
     }
     kept = {key: getattr(measure, key) for key in ("what", "required", "aim", "at_least", "note")}
-    return {"experiment": name, "seed": seed, **kept, **numbers, "passes": bool(measure.passes), "command": command}
+    verdict = {"badness": min(measure.badness, sys.float_info.max), "passes": bool(measure.passes)}
+    return {"experiment": name, "seed": seed, **kept, **numbers, **verdict, "command": command}
+
+
+def table(records: list[Record]) -> str:
+    """For every measure that of the worst seed, in the order of `EXPERIMENTS`."""
+    order = sorted(records, key=lambda one: list(EXPERIMENTS).index(one["experiment"]))
+    head = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    return "\n".join([*head, *map(line, worst_of(order))])
+
+
+def worst_of(records: list[Record]) -> list[Record]:
+    """For every measure that of the worst seed."""
+    worst: dict[tuple[str, str], Record] = {}
+    for one in records:
+        key = one["experiment"], one["what"]
+        if key not in worst or one["badness"] > worst[key]["badness"]:
+            worst[key] = one
+    return list(worst.values())
+
+
+def line(one: Record) -> str:
+    """A row of the table."""
+    relation = ">=" if one["at_least"] else "<="
+    bounds = [f"{relation} {one[key]:g}" if one[key] is not None else "" for key in ("required", "aim")]
+    verdict = ("ok" if one["passes"] else "MISSED") if one["required"] is not None else ""
+    value, seconds = (number(one[key], form) for key, form in (("value", ".3g"), ("seconds", ".1f")))
+    cells = [one["experiment"], one["what"], *bounds, value or "none", verdict, str(one["seed"]), seconds, one["note"]]
+    return "| " + " | ".join(cells) + f" | `{one['command']}` |"
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def write(file: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """What a training step of `ODEMap` costs, as a multiple of the matrix products that it cannot avoid.
 
     python benchmarks/step_cost.py [--cases 1000,2,64,3 ...] [--repetitions 20] [--naive 3] [--json FILE]
+                                   [--markdown FILE]
 
 One step is forward and backward of `mean(action/2 + log_rho - log_det + |z|^2/2)` in all parameters, by RK4 in one
 inner step with time input and the exact trace, in float32 and on one thread, for n particles in d dimensions and a
@@ -52,14 +53,19 @@ def main() -> None:
     arguments.add_argument("--repetitions", type=int, default=20)
     arguments.add_argument("--naive", type=int, default=3, help="repetitions of the naive step, 0 to leave it out")
     arguments.add_argument("--json", type=Path)
+    arguments.add_argument("--markdown", type=Path)
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
     rows = [run(*map(int, case.split(",")), chosen.repetitions, chosen.naive) for case in chosen.cases]
-    print("| n | d | m | L | products, ms | fused | plain | naive | naive / fused |")
-    print("|---" * 9 + "|")
+    lines = ["| n | d | m | L | products, ms | fused | plain | naive | naive / fused |", "|---" * 9 + "|"]
     for row in rows:
         cells = [f"{row[name]:.2f}" for name in ("fused", "plain", "naive", "naive / fused")]
-        print(f"| {row['n']} | {row['d']} | {row['m']} | {row['L']} | {row['products_ms']:.1f} | {' | '.join(cells)} |")
+        sizes = [str(row[name]) for name in ("n", "d", "m", "L")]
+        lines.append("| " + " | ".join([*sizes, f"{row['products_ms']:.1f}", *cells]) + " |")
+    print("\n".join(lines))
+    if chosen.markdown:
+        chosen.markdown.parent.mkdir(parents=True, exist_ok=True)
+        chosen.markdown.write_text("\n".join(lines) + "\n")
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         chosen.json.write_text(json.dumps(rows, indent=1))

@@ -14,7 +14,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "generated", "gallery/*.ipynb", "gallery/*.py"]
+exclude_patterns = ["_build", "generated", "benchmarks/*", "gallery/*.ipynb", "gallery/*.py"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 default_role = "code"  # single backticks in docstrings are code, as in Markdown
