@@ -93,13 +93,16 @@ def command_of(name: str, seeds: list[int] | None, quick: bool) -> str:
 
 
 def record(name: str, command: str, seed: int, measure: Measure) -> Record:
-    """A measure for JSON, which has no NaN."""
-    numbers = {
-        key: None if math.isnan(getattr(measure, key)) else float(getattr(measure, key)) for key in ("value", "seconds")
-    }
+    """A measure for JSON, which has neither NaN nor infinity."""
+    numbers = {key: finite(getattr(measure, key)) for key in ("value", "seconds")}
     kept = {key: getattr(measure, key) for key in ("what", "required", "aim", "at_least", "note")}
-    verdict = {"badness": min(measure.badness, sys.float_info.max), "passes": bool(measure.passes)}
+    worst = sys.float_info.max
+    verdict = {"badness": min(max(measure.badness, -worst), worst), "passes": bool(measure.passes)}
     return {"experiment": name, "seed": seed, **kept, **numbers, **verdict, "command": command}
+
+
+def finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def table(records: list[Record]) -> str:

@@ -3,7 +3,8 @@
     B(T) = c E[ b(r(z)) ],    r = (1 - rho(T(z)) / limit) / (2 margin),    b(r) = r - 1 - log r  where r < 1, else 0.
 
 It begins at twice the margin from the limit and has no end there, so that a solution stays about a margin away. It asks
-for nothing but determinants, and takes part at ten times as many particles as the interactions, which are dear.
+for nothing but determinants, and so it can watch many more particles than feel the interactions, which are dear.
+Without a limit it only watches that none folds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class DensityBarrier:
     particles : Particles
         Where the densities are watched.
     log_limit : float
-        Log of the largest probability density (that of the mobility over the mass, in the coordinates of the field).
+        Log of the largest probability density: that of the mobility over the mass; infinite where it has none.
     margin : float
         Distance from the limit that is kept, as a fraction of it.
     size : float

@@ -27,7 +27,7 @@ from jkosampler.particles import Particles
 
 __all__ = ["ActionResult", "least_action", "path_resistance"]
 
-_DAMPING = 1e-4  # in the promise of a field that rotates
+_PROMISED = 1e-4  # damping in the promise of a field that rotates
 _LITTLE, _NEGLIGIBLE = 1e-4, 1e-6  # of the decrease so far, and of the range of dE/drho: less ends the iterations
 _ROTATION = 1e-3  # of the decrease, that a field which is no gradient must promise beyond it
 _PROBE = 1e-4  # of a whitened unit, for the derivative of the field along random directions
@@ -55,12 +55,14 @@ def least_action(
     field: RidgeField,
     *,
     max_iterations: int,
+    span: float,
     barrier: DensityBarrier | None = None,
 ) -> ActionResult | None:
     """Solve a step for all parameters of a field, in place, on weighted points of the law (weights of sum one).
 
-    Starts from the field as it is, or from less motion where that leaves the densities that the mobility allows, here
-    or at the particles of the barrier; None where no motion does so too.
+    `span` is what dE/drho differs by over the points. Starts from the field as it is, or from less motion where that
+    leaves the densities that the mobility allows, here or at the particles of the barrier; None where no motion does
+    so too.
     """
     action = _Action(problem, points, weights, field, barrier)
     guess = field.get()
@@ -68,9 +70,10 @@ def least_action(
     start = action.feasible(guess)
     if rest is None or start is None:
         return None
-    end, n_iterations = _minimise(action, start, rest.value, max_iterations, gradient_only=True)
+    settings = rest.value, _NEGLIGIBLE * span, max_iterations
+    end, n_iterations = _minimise(action, start, *settings, gradient_only=True)
     if field.dim > 1 and action.promise(end) > _ROTATION * (rest.value - end.value):
-        end, more = _minimise(action, end, rest.value, max_iterations, gradient_only=False)
+        end, more = _minimise(action, end, *settings, gradient_only=False)
         n_iterations += more
     field.set(end.parameters)
     return ActionResult(rest.value - end.value, n_iterations)
@@ -106,8 +109,6 @@ class _Action:
         self.log_mass = math.log(problem.energy.mass)
         self.log_rho = points.log_rho.double()
         self.score = None if points.score is None else points.score.double()
-        variation = problem.field(self.z, self.weights).variation
-        self.negligible = _NEGLIGIBLE * float(variation.max() - variation.min())
 
     def feasible(self, parameters: Tensor) -> _Point | None:
         """The point of these parameters, or with less and less of the motion until it is allowed."""
@@ -200,7 +201,7 @@ class _Action:
         gradient, normal = self.derivatives(now, gradient_only=False)
         scale = normal.diagonal().clone()
         scale.clamp_(min=1e-12 * float(scale.max()))
-        return 0.5 * float(gradient @ torch.linalg.solve(normal + torch.diag(_DAMPING * scale), gradient))
+        return 0.5 * float(gradient @ torch.linalg.solve(normal + torch.diag(_PROMISED * scale), gradient))
 
     def _allowed(self, log_rho: Tensor) -> bool:
         return float(log_rho.max()) + self.log_mass < math.log(self.mobility.limit)
@@ -250,12 +251,12 @@ class _Action:
 
 
 def _minimise(
-    action: _Action, start: _Point, at_rest: float, max_iterations: int, *, gradient_only: bool
+    action: _Action, start: _Point, at_rest: float, negligible: float, max_iterations: int, *, gradient_only: bool
 ) -> tuple[_Point, int]:
     """Iterations until they bring little beside what moving brings, and how many were tried."""
 
     def done(_: _Point, values: list[float]) -> bool:
-        little = max(action.negligible, _LITTLE * abs(at_rest - values[-1]))
+        little = max(negligible, _LITTLE * abs(at_rest - values[-1]))
         return len(values) > 2 and values[-3] - values[-1] <= 2.0 * little
 
     def model(now: _Point) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """A step with a mobility: the points that it is solved on, and those that must not come to a forbidden density.
 
 Shocks form where a law is thinnest, and densities come to the limit of the mobility between the points of a step first:
-the particles that started where the law is thinnest all take part, with a share of the others, and those that a
-solution brings too near the limit join them until there are no more.
+the particles that started where the law is thinnest all take part, with a share of the others. A barrier watches ten
+thousand, and those that a solution folds or brings too near the limit as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WATCHED = 10_000  # particles at which the barrier is felt, and all that a solu
 _BARRIER = 2.0  # its size, in margins of the range of dE/drho
 _NEGLIGIBLE = 1e-5  # of that range: what a step may fail to gain on particles that it was not solved on
 _MARGIN = 0.02  # of the limit of the density: within twice that a barrier rises, for points between those of the step
-_NEAR = 0.25  # of the margin: particles that come nearer to the limit join the points
+_NEAR = 0.25  # of the margin: particles that come nearer to the limit are watched, too
 
 
 class MobilitySolution(NamedTuple):
@@ -39,7 +39,7 @@ class MobilitySolution(NamedTuple):
 
     step: DisplacementMap
     training: TrainingResult
-    barrier: DensityBarrier | None
+    barrier: DensityBarrier
     negligible: float
 
 
@@ -83,35 +83,43 @@ def solve_with_mobility(
     width = max(1, min(n_ridges, n // (_POINTS_PER_RIDGE * (d + 2))))
     field = RidgeField(d, width, device=inner.x.device)
     if isinstance(guess, RidgeField) and (guess.dim, guess.width) == (d, width):
-        field = deepcopy(guess)
+        field = deepcopy(guess).double()
     else:
         draw_ridges(field, generator)
     rows, weights = _sparse_first(n, generator)
-    points, weights = inner[rows], weights.to(inner.x) / weights.sum()
+    points, weights = inner[rows], weights.to(inner.x)
+    variation = _variation(problem, points, weights / weights.sum())
+    inside = variation.isfinite()
+    if not bool(inside.any()):
+        return None
+    points, weights = points[inside], weights[inside] / weights[inside].sum()
+    span = float(variation[inside].max() - variation[inside].min())
     watched = torch.unique(torch.cat([rows, torch.randperm(n, generator=generator)[: effort * _WATCHED].cpu()]))
     log_limit = math.log(problem.mobility.limit) - math.log(problem.energy.mass)
-    span = _range_of_variation(problem, points, weights)
-    step, training, barrier = DisplacementMap(field), TrainingResult(0.0, 0), None
+    allowed = (log_limit + math.log1p(-_NEAR * _MARGIN)) * torch.ones_like(inner.log_rho)
+    allowed = allowed.maximum(inner.log_rho)  # nearer to the limit only where a particle began there
+    training = TrainingResult(0.0, 0)
     for _ in range(_ROUNDS):
-        if math.isfinite(log_limit):
-            size = _BARRIER * _MARGIN * span
-            barrier = DensityBarrier(inner[watched], log_limit=log_limit, margin=_MARGIN, size=size)
-        found = least_action(problem, points, weights, field, max_iterations=effort * _ITERATIONS, barrier=barrier)
+        size = _BARRIER * _MARGIN * span
+        barrier = DensityBarrier(inner[watched], log_limit=log_limit, margin=_MARGIN, size=size)
+        iterations = effort * _ITERATIONS
+        found = least_action(problem, points, weights, field, max_iterations=iterations, span=span, barrier=barrier)
         if found is None:
             return None
-        training = TrainingResult(found.decrease, training.n_iterations + found.n_iterations)
-        log_rho = inner.without_score().push(step).log_rho
-        near = (~(log_rho < log_limit + math.log1p(-_NEAR * _MARGIN))).nonzero().squeeze(-1).cpu()
-        if not len(near):
+        training = TrainingResult(-found.decrease, training.n_iterations + found.n_iterations)
+        step = DisplacementMap(deepcopy(field).to(inner.x))
+        wrong = ~(inner.without_score().push(step).log_rho <= allowed)
+        if not bool(wrong.any()):
             return MobilitySolution(step, training, barrier, _NEGLIGIBLE * span)
-        watched = torch.unique(torch.cat([watched, near]))
+        watched = torch.unique(torch.cat([watched, wrong.nonzero().squeeze(-1).cpu()]))
     return None
 
 
-def _range_of_variation(problem: StepProblem, points: Particles, weights: Tensor) -> float:
-    """What dE/drho differs by at most: what drives the densities to their limit."""
-    variation = problem.field(points.x, weights).variation
-    return float(variation.max() - variation.min())
+def _variation(problem: StepProblem, points: Particles, weights: Tensor) -> Tensor:
+    """dE/drho (n,) at weighted points of the law."""
+    energy = problem.energy
+    internal = energy.internal(points.log_rho) + energy.pressure_per_mass(points.log_rho)
+    return problem.field(points.x, weights).variation + internal
 
 
 def _sparse_first(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

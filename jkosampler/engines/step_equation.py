@@ -29,8 +29,8 @@ __all__ = ["Linearised", "StepEquation", "n_functions"]
 
 _FAR_POINTS, _FAR = 2000, (1.0, 5.0)  # where far bends are priced, in radii of the points
 _TAIL_FROM = 0.865  # share of a Gaussian within the radius where defended tails begin; 2 in two dimensions
-_STRETCHING = 3e-2  # nats that a variance of the log determinant of one costs where ridges are trained far out, ..
-_BEYOND = 1.4  # .. and how much farther out than their equation
+_STRETCHING = 3e-2  # nats, by their weight, that squared deviations of the log determinant cost at far points, ..
+_BEYOND = 1.4  # .. which are so much farther out than those where trained ridges meet their equation
 
 _MOST_LOST = 0.02  # weight of points at which F is infinite at the start, that an equation can do without
 
@@ -78,8 +78,9 @@ class StepEquation:
         d, m = potential.dim, potential.width
         self.triangle = torch.triu_indices(d, d, device=points.x.device)
         self.sizes = [m, d, self.triangle.shape[1], *([m * d, m] if hidden else [])]
-        self.far, self.far_bends = self._far_bends()
-        self.price = 0.0 if hidden else 1.0
+        if not hidden:
+            self.far, self.far_bends = self._far_bends()
+        self.price = 1.0
         self.tilt = torch.zeros_like(self.log_rho)
         self.beyond, self.beyond_weights = self.z[:0], self.weights[:0]
         if hidden and self.draws.stop < len(points):
@@ -88,16 +89,28 @@ class StepEquation:
             self.beyond_weights = _STRETCHING * self.weights[self.draws.stop :] / self.weights.sum()
 
     def start(self) -> Linearised | None:
-        """At the potential as it is, on the points where F is finite; None where too many are lost."""
+        """At the potential as it is, on the points where F is finite; None where too many are lost, or far folds.
+
+        Points that are no draws are left out where the target fails at one of them.
+        """
         parameters = self.parameters()
-        variation, force, factor, slope = self._variation(parameters)
+        try:
+            variation, force, factor, slope = self._variation(parameters)
+        except TargetError:
+            if self.draws.stop == len(self.z):
+                raise
+            self.z, self.log_rho, self.tilt, self.weights = (
+                values[self.draws] for values in (self.z, self.log_rho, self.tilt, self.weights)
+            )
+            variation, force, factor, slope = self._variation(parameters)
         usable = variation.isfinite()
         if float(self.weights[usable].sum()) < (1.0 - _MOST_LOST) * float(self.weights.sum()):
             return None
         self.draws = slice(0, int(usable[self.draws].sum()))
         self.z, self.log_rho, self.tilt = self.z[usable], self.log_rho[usable], self.tilt[usable]
         self.weights = self.weights[usable] / self.weights[usable].sum()
-        return self._linearised(parameters, variation[usable], force[usable], factor[usable], slope[usable])
+        found = self._linearised(parameters, variation[usable], force[usable], factor[usable], slope[usable])
+        return found if math.isfinite(found.value) else None
 
     def parameters(self) -> Tensor:
         """Those of the potential as it is (p,)."""

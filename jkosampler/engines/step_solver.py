@@ -138,7 +138,7 @@ class StepSolver:
         some = self._some(inner)
         if self.control.method == "affine" or (self.control.exact and self._is_solved(problem, step, some)):
             return Solution(problem, step, TrainingResult(float("nan"), 0), "affine")
-        # the last try is a network's, which folds less far out where ridges are too steep
+        # the last try of order one is a network's, which folds less far out where ridges are too steep
         ridges = (
             self._ridges(problem, affine, inner)
             if self.control.exact and (self.flow.order > 1 or self.control.failures < _TRIES)
@@ -165,10 +165,11 @@ class StepSolver:
         log_rho = some.log_rho - pushed.log_det
         weights = self._weights(some) if problem.energy.has_interaction else torch.full_like(log_rho, 1.0 / len(some))
         value, _, force = problem.field(pushed.x, weights)
-        inside = value.isfinite()
+        inside = value != math.inf
+        weights = weights[inside] / weights[inside].sum()
         residual = problem.residual(some.x, pushed, log_rho, force)[inside]
-        left = float(weights[inside] @ residual.square().sum(-1)) / (2.0 * problem.stiffness)
-        return left if math.isfinite(left) else math.inf
+        left = float(weights @ residual.square().sum(-1)) / (2.0 * problem.stiffness)
+        return left if bool(inside.any()) and math.isfinite(left) else math.inf
 
     def _with_mobility(self, tau: float) -> Solution | None:
         frame = self.flow.metric.frame(self.pool, torch.full_like(self.pool.log_rho, 1.0 / len(self.pool)))
@@ -208,10 +209,12 @@ class StepSolver:
         set_affine(potential, *affine.displacement)
         tries = [(potential, _FIRST_ITERATIONS)]
         if engine.warm_start and is_like(self.guess, potential):
-            tries.insert(0, (deepcopy(self.guess), _ITERATIONS))
+            tries.insert(0, (deepcopy(self.guess).double(), _ITERATIONS))
         n = max(_POINTS, _PER_PARAMETER * (n_functions(potential) + width * (d + 1)))
         draws = inner[torch.randperm(len(inner), generator=generator)[:n].to(inner.x.device)].without_score()
-        far = problem.frame.to_inner(self._covering(0, int(_FAR_SHARE * n)).without_score().push_all(self._path))
+        far = problem.frame.to_inner(
+            self._covering(0, int(_FAR_SHARE * len(draws))).without_score().push_all(self._path)
+        )
         weights = torch.cat([torch.full_like(draws.log_rho, 1.0), torch.full_like(far.log_rho, _FAR_WEIGHT)])
         points, square = draws.joined(far), _unit(problem, draws.log_rho) ** 2
         enough, negligible = _SOLVED * square, _NEGLIGIBLE_MISFIT * square

@@ -44,7 +44,7 @@ class TrainingSettings:
 
 
 class TrainingResult(NamedTuple):
-    """The objective at the end (NaN when the training broke down) and the iterations made."""
+    """The objective at the end, up to a constant (NaN when the training broke down), and the iterations made."""
 
     loss: float
     n_iterations: int

@@ -47,7 +47,7 @@ class RidgeField(nn.Module):
         d, device = self.dim, self.linear.device
         i, j = torch.triu_indices(d, d, device=device)
         p, q = torch.triu_indices(d, d, 1, device=device)
-        upper = torch.zeros(d, d, dtype=torch.float64, device=device).index_put((i, j), self.symmetric)
+        upper = torch.zeros(d, d, dtype=self.linear.dtype, device=device).index_put((i, j), self.symmetric)
         skew = torch.zeros_like(upper).index_put((p, q), self.skew)
         return 0.5 * (upper + upper.mT) + skew - skew.mT
 

@@ -26,6 +26,13 @@ def dilation(dim: int, factor: float) -> RidgeField:
     return field
 
 
+def reflection(dim: int) -> RidgeField:
+    field = dilation(dim, 1.0)
+    with torch.no_grad():
+        field.symmetric[0] = -2.0  # of the first coordinate
+    return field
+
+
 def particles(density: float, n: int, dim: int) -> Particles:
     x = torch.randn(n, dim, generator=seeded(1), dtype=F64)
     return Particles(x, torch.full((n,), math.log(density), dtype=F64), None)
@@ -53,6 +60,13 @@ def test_nothing_far_from_the_limit() -> None:
 def test_what_it_refuses(factor: float) -> None:
     barrier = DensityBarrier(particles(0.5, 5, 1), log_limit=math.log(0.57), margin=0.1, size=3.0)
     assert barrier.value(dilation(1, factor)) is None
+
+
+def test_without_a_limit_it_watches_for_folds() -> None:
+    barrier = DensityBarrier(particles(0.5, 5, 2), log_limit=math.inf, margin=0.1, size=3.0)
+    assert barrier.value(dilation(2, 0.01)) == 0.0
+    assert len(barrier.derivatives(dilation(2, 0.01), gradient_only=True)[1]) == 0
+    assert barrier.value(reflection(2)) is None
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

@@ -86,7 +86,7 @@ def test_constant_mobility_of_a_translation() -> None:
     problem, points, weights = problem_and_points(Potential(lambda x: x @ slope), half, law, 400, tau=0.3)
     field = RidgeField(2, 4)
     draw_ridges(field, seeded(1))
-    found = least_action(problem, points.without_score(), weights, field, max_iterations=30)
+    found = least_action(problem, points.without_score(), weights, field, max_iterations=30, span=1.0)
     assert found is not None
     moved = problem.frame.to_outer(points.x + field(points.x)) - problem.frame.to_outer(points.x)
     torch.testing.assert_close(moved.detach(), (-0.15 * slope).expand(400, 2), rtol=1e-3, atol=1e-3)
@@ -99,7 +99,7 @@ def test_a_rotating_motion_is_found() -> None:
     problem, points, weights = problem_and_points(Potential(lambda x: x @ slope), Exclusion(), law, 3000, tau=0.02)
     field = RidgeField(2, 24)
     draw_ridges(field, seeded(1))
-    found = least_action(problem, points.without_score(), weights, field, max_iterations=60)
+    found = least_action(problem, points.without_score(), weights, field, max_iterations=60, span=1.0)
     assert found is not None
     x = problem.frame.to_outer(points.x)
     moved = (problem.frame.to_outer(points.x + field(points.x)) - x).detach()
@@ -134,6 +134,27 @@ def test_aggregation_before_the_shock(dim: int) -> None:
     last = sampler.history_[-1]
     assert last.stage == "mobility"
     assert last.energy == pytest.approx({1: 0.16251, 2: 0.35992}[dim], rel=4 * last.energy_se / last.energy + 0.02)
+
+
+def test_a_start_close_to_the_limit_can_move() -> None:
+    law = laws.Gaussian([0.0], [[(0.9995 * math.sqrt(2.0 * math.pi)) ** -2]])
+    sampler = JKOSampler(
+        energy=ATTRACTION, mobility="exclusion", initial=law, step_size=1e-3, n_steps=2, random_state=0, progress=False
+    ).fit()
+    assert len(sampler.history_) == 2
+    x, log_density = sampler.sample_with_log_density(20_000, random_state=1)
+    assert 0.9 < np.exp(log_density).max() < 1.0
+    assert np.isfinite(x).all()
+
+
+def test_particles_of_infinite_energy_are_left_out() -> None:
+    wall = Potential(lambda x: torch.where(x[:, 0] < -2.0, torch.inf, (x[:, 0] - 0.5).square()))
+    law = laws.Gaussian([0.0], [[1.0]])
+    sampler = JKOSampler(
+        energy=wall, mobility="exclusion", initial=law, step_size=0.05, n_steps=2, random_state=0, progress=False
+    ).fit()
+    assert len(sampler.history_) == 2
+    assert sampler.history_[1].energy < sampler.history_[0].energy
 
 
 @pytest.mark.slow

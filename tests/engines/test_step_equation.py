@@ -22,6 +22,7 @@ from torch.func import grad, jacrev, vmap
 from jkosampler.energies import KL, Energy, Entropy, Interaction, Internal, Potential, Power
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_equation import StepEquation, n_functions
+from jkosampler.errors import TargetError
 from jkosampler.laws import Gaussian
 from jkosampler.maps import GradientMap
 from jkosampler.metrics import Frame
@@ -180,6 +181,42 @@ def test_stretching_beyond_the_draws_has_a_price(dim: int) -> None:
     ends = [equation.at(now.parameters + h * direction) for h in (1e-5, -1e-5)]
     ahead, behind = (equation.far_stretching(end)[0] for end in ends if end is not None)
     torch.testing.assert_close(rows @ direction, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def test_a_target_that_fails_beyond_the_draws() -> None:
+    """Far points are left out; where a draw fails, that is an error."""
+
+    def fails(x: Tensor) -> Tensor:
+        return torch.where(x[:, 0].abs() > 4.0, torch.nan, -x.square().sum(1))
+
+    x = torch.linspace(-2.0, 2.0, 20, dtype=torch.float64).unsqueeze(1)
+    x = torch.cat([x, torch.tensor([[3.0], [4.5]], dtype=torch.float64)])
+    points = Particles(x, -0.5 * x[:, 0].square(), None)
+    unit = Frame(torch.zeros(1, dtype=torch.float64), torch.eye(1, dtype=torch.float64), 1.0)
+    problem = StepProblem(evaluator(KL(fails), 1), unit, 0.1)
+    potential = ridge_potential(WIDTH, size=0.01, dim=1)
+    even = torch.ones(22, dtype=torch.float64)
+    equation = StepEquation(problem, points, even, potential, hidden=True, n_draws=20)
+    now = equation.start()
+    assert now is not None
+    assert len(now.residual) == 20
+    assert equation.derivative(now).shape[0] == 20
+    with pytest.raises(TargetError):
+        StepEquation(problem, points, even, potential, hidden=True, n_draws=22).start()
+
+
+def test_a_start_that_folds_far_out() -> None:
+    problem, points, weights = small_problem(CASES["kl"], 1)
+    points = points[points.x[:, 0].abs().argsort()]
+    potential = ridge_potential(WIDTH, size=0.0, dim=1)
+    tails = points.x[9:]
+    far = tails.mean() + 1.4 * (tails - tails.mean())
+    beyond = far[far.abs().argmax()].item()
+    with torch.no_grad():  # a sharp kink there, and nowhere else
+        potential.weights[0][0], potential.biases[0][0], potential.output[0] = 20.0, -20.0 * beyond, -0.1
+    assert abs(beyond) > float(points.x.abs().max()) + 0.3
+    assert StepEquation(problem, points, weights, potential, hidden=True).start() is not None
+    assert StepEquation(problem, points, weights, potential, hidden=True, n_draws=9).start() is None
 
 
 @pytest.mark.parametrize("n_draws", [None, 9], ids=["draws alone", "draws and tails"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from jkosampler.energies import KL
 from jkosampler.engines import Lagrangian, step_solver
 from jkosampler.engines.collocation import train_ridges
+from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_size import AdaptiveSteps, Control
 from jkosampler.engines.step_solver import StepSolver
 from jkosampler.laws import Gaussian
@@ -122,3 +124,18 @@ def test_collocation_is_left_out_in_high_dimension_or_on_demand(dim: int, n_ridg
     flow = gradient_flow(KL(lambda x: -x.square().sum(1)), law, metric="kalman", control=AdaptiveSteps(1e-3), n=500)
     engine = Lagrangian(n_ridges=n_ridges)
     assert StepSolver(engine, engine.init(flow), Control(1.0, "collocation")).solve() is None
+
+
+def test_a_broken_map_leaves_everything_to_gain() -> None:
+    engine, state = start()
+    solver = StepSolver(engine, state, state.control)
+    frame = state.flow.metric.frame(state.pool, torch.full_like(state.pool.log_rho, 1.0 / len(state.pool)))
+    problem = StepProblem(state.flow.energy, frame, 0.1)
+    some = frame.to_inner(state.pool)[:200]
+    potential = ResNetPotential(2, depth=0)
+    at_rest = solver._left(problem, GradientMap(potential), some)
+    assert 0.0 < at_rest < math.inf
+    with torch.no_grad():
+        potential.linear[0] = math.nan
+    assert solver._left(problem, GradientMap(potential), some) == math.inf
+    assert not solver._is_solved(problem, GradientMap(potential), some)
