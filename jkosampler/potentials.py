@@ -20,12 +20,27 @@ from torch import Tensor, nn
 from jkosampler._arguments import generator_or_fresh
 from jkosampler.errors import ArgumentError
 
-__all__ = ["ResNetPotential", "log_two_cosh"]
+__all__ = ["ResNetPotential", "draw_ridges", "log_two_cosh"]
 
 
 def log_two_cosh(a: Tensor) -> Tensor:
     """`log(e^a + e^-a)`, which neither overflows nor loses digits: `softplus(2a) - a`."""
     return nn.functional.softplus(2.0 * a, threshold=50.0) - a
+
+
+@torch.no_grad()
+def draw_ridges(
+    weight: Tensor, bias: Tensor, slopes: tuple[float, float], kinks: float, generator: torch.Generator
+) -> None:
+    """Draw ridge functions of `weight @ x + bias`, (m, d) and (m,), in place: all directions, slopes log-uniform in a
+    range, kinks uniform out to a distance from the origin.
+    """
+    normal = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(2, len(weight), generator=generator, dtype=torch.float64)
+    low, high = (math.log(slope) for slope in slopes)
+    slope = torch.exp(low + (high - low) * uniform[0])
+    weight.copy_(slope.unsqueeze(-1) * normal / normal.norm(dim=1, keepdim=True))
+    bias.copy_(slope * kinks * (2.0 * uniform[1] - 1.0))
 
 
 class ResNetPotential(nn.Module):

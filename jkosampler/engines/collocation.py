@@ -18,7 +18,7 @@ from jkosampler.engines.levenberg_marquardt import levenberg_marquardt
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.step_equation import Linearised, StepEquation
 from jkosampler.particles import Particles
-from jkosampler.potentials import ResNetPotential
+from jkosampler.potentials import ResNetPotential, draw_ridges
 
 __all__ = ["CollocationResult", "draw_ridge_functions", "solve_collocation", "train_ridges"]
 
@@ -42,14 +42,8 @@ class CollocationResult(NamedTuple):
 
 def draw_ridge_functions(potential: ResNetPotential, generator: torch.Generator, *, to_train: bool = False) -> None:
     """Draw the hidden layer of a potential of depth 1: all directions, a range of slopes, kinks all over the law."""
-    like = potential.weights[0]
-    normal = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-    uniform = torch.rand(2, len(like), generator=generator, dtype=torch.float64)
-    low, high = (math.log(slope) for slope in (_TRAINED_SLOPES if to_train else _SLOPES))
-    slopes = torch.exp(low + (high - low) * uniform[0])
-    with torch.no_grad():
-        like.copy_(slopes.unsqueeze(-1) * normal / normal.norm(dim=1, keepdim=True))
-        potential.biases[0].copy_(slopes * (_TRAINED_KINKS if to_train else _KINKS) * (2.0 * uniform[1] - 1.0))
+    slopes, kinks = (_TRAINED_SLOPES, _TRAINED_KINKS) if to_train else (_SLOPES, _KINKS)
+    draw_ridges(potential.weights[0], potential.biases[0], slopes, kinks, generator)
 
 
 def solve_collocation(

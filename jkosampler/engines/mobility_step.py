@@ -20,8 +20,9 @@ from jkosampler.engines.objectives import StepProblem
 from jkosampler.engines.training import TrainingResult
 from jkosampler.maps import DisplacementMap, RidgeField
 from jkosampler.particles import Particles
+from jkosampler.potentials import draw_ridges
 
-__all__ = ["MobilitySolution", "draw_ridges", "solve_with_mobility"]
+__all__ = ["MobilitySolution", "solve_with_mobility"]
 
 _SLOPES, _KINKS = (0.3, 5.0), 2.2  # of ridges before they are trained, per whitened unit
 _SPARSE, _OTHERS = 500, 2000  # points where the law began thinnest, and elsewhere
@@ -41,17 +42,6 @@ class MobilitySolution(NamedTuple):
     training: TrainingResult
     barrier: DensityBarrier
     negligible: float
-
-
-def draw_ridges(field: RidgeField, generator: torch.Generator) -> None:
-    """Draw the hidden layer: all directions, a range of slopes, kinks all over the law; no motion."""
-    normal = torch.randn(field.width, field.dim, generator=generator, dtype=torch.float64)
-    uniform = torch.rand(2, field.width, generator=generator, dtype=torch.float64)
-    low, high = (math.log(slope) for slope in _SLOPES)
-    slopes = torch.exp(low + (high - low) * uniform[0])
-    with torch.no_grad():
-        field.weight.copy_(slopes.unsqueeze(1) * normal / normal.norm(dim=1, keepdim=True))
-        field.bias.copy_(slopes * _KINKS * (2.0 * uniform[1] - 1.0))
 
 
 def solve_with_mobility(
@@ -85,7 +75,7 @@ def solve_with_mobility(
     if isinstance(guess, RidgeField) and (guess.dim, guess.width) == (d, width):
         field = deepcopy(guess).double()
     else:
-        draw_ridges(field, generator)
+        draw_ridges(field.weight, field.bias, _SLOPES, _KINKS, generator)
     rows, weights = _sparse_first(n, generator)
     points, weights = inner[rows], weights.to(inner.x)
     variation = _variation(problem, points, weights / weights.sum())

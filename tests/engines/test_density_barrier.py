@@ -9,9 +9,9 @@ import torch
 from small_problems import seeded
 
 from jkosampler.engines.density_barrier import DensityBarrier
-from jkosampler.engines.mobility_step import draw_ridges
 from jkosampler.maps import RidgeField
 from jkosampler.particles import Particles
+from jkosampler.potentials import draw_ridges
 
 F64 = torch.float64
 
@@ -19,7 +19,7 @@ F64 = torch.float64
 def dilation(dim: int, factor: float) -> RidgeField:
     """`u(x) = (factor - 1) x`."""
     field = RidgeField(dim, 3)
-    draw_ridges(field, seeded(0))
+    draw_ridges(field.weight, field.bias, (0.3, 5.0), 2.2, seeded(0))
     with torch.no_grad():
         i, j = torch.triu_indices(dim, dim)
         field.symmetric[i == j] = factor - 1.0

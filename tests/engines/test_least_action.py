@@ -15,12 +15,12 @@ from jkosampler import JKOSampler, laws
 from jkosampler.energies import Energy, EnergyEvaluator, Entropy, Interaction, Potential
 from jkosampler.engines.density_barrier import DensityBarrier
 from jkosampler.engines.least_action import _Action, least_action, path_resistance
-from jkosampler.engines.mobility_step import draw_ridges
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.maps import RidgeField
 from jkosampler.metrics import Wasserstein
 from jkosampler.mobility import Exclusion, FunctionMobility, Mobility
 from jkosampler.particles import Particles
+from jkosampler.potentials import draw_ridges
 
 ATTRACTION = Interaction(lambda z: z.square().sum(-1))
 F64 = torch.float64
@@ -38,7 +38,7 @@ def problem_and_points(
 
 def moving_field(dim: int) -> RidgeField:
     field = RidgeField(dim, 4)
-    draw_ridges(field, seeded(1))
+    draw_ridges(field.weight, field.bias, (0.3, 5.0), 2.2, seeded(1))
     field.set(field.get() + 0.02 * torch.randn(len(field.get()), generator=seeded(2), dtype=F64))
     return field
 
@@ -85,7 +85,7 @@ def test_constant_mobility_of_a_translation() -> None:
     law = laws.Gaussian([0.0, 0.0], np.eye(2))
     problem, points, weights = problem_and_points(Potential(lambda x: x @ slope), half, law, 400, tau=0.3)
     field = RidgeField(2, 4)
-    draw_ridges(field, seeded(1))
+    draw_ridges(field.weight, field.bias, (0.3, 5.0), 2.2, seeded(1))
     found = least_action(problem, points.without_score(), weights, field, max_iterations=30, span=1.0)
     assert found is not None
     moved = problem.frame.to_outer(points.x + field(points.x)) - problem.frame.to_outer(points.x)
@@ -98,7 +98,7 @@ def test_a_rotating_motion_is_found() -> None:
     law = laws.Gaussian([0.0, 0.0], np.diag([0.25, 0.25]))
     problem, points, weights = problem_and_points(Potential(lambda x: x @ slope), Exclusion(), law, 3000, tau=0.02)
     field = RidgeField(2, 24)
-    draw_ridges(field, seeded(1))
+    draw_ridges(field.weight, field.bias, (0.3, 5.0), 2.2, seeded(1))
     found = least_action(problem, points.without_score(), weights, field, max_iterations=60, span=1.0)
     assert found is not None
     x = problem.frame.to_outer(points.x)
