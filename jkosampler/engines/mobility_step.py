@@ -31,7 +31,7 @@ _ITERATIONS, _ROUNDS = 20, 4
 _WATCHED = 10_000  # particles at which the barrier is felt, and all that a solution brought near the limit
 _BARRIER = 2.0  # its size, in margins of the range of dE/drho
 _NEGLIGIBLE = 1e-5  # of that range: what a step may fail to gain on particles that it was not solved on
-_MARGIN = 0.02  # of the limit of the density: within twice that a barrier rises, for points between those of the step
+_MARGIN = 0.015  # of the limit of the density: within twice that a barrier rises, for points between those of the step
 _NEAR = 0.25  # of the margin: particles that come nearer to the limit are watched, too
 
 
