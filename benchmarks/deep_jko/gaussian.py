@@ -19,7 +19,7 @@ from jkosampler import JKOSampler, laws
 __all__ = ["ornstein_uhlenbeck"]
 
 STEP, DRAWS = 0.05, 200_000
-REQUIRED = {0.1: 0.03, 0.9: 0.001}
+REQUIRED = {0.1: 0.03, 0.9: 0.001}  # in 12 dimensions, where others published theirs
 INPUT_CONVEX = {0.1: 0.1507, 0.9: 0.0182}  # published for d = 12
 
 
@@ -37,7 +37,8 @@ def ornstein_uhlenbeck(seed: int, quick: bool) -> Iterator[Measure]:
             order=2,
             random_state=seed,
         )
-        for t, required in REQUIRED.items():
+        for t, bound in REQUIRED.items():
+            required = bound if d == 12 else None
             divergence = _symmetric_kl(sampler, problem, t, seed, DRAWS // 20 if quick else DRAWS)
             note = f"order 1, exactly solved: {_of_first_order(problem, t):.2g}"
             if d == 12:
