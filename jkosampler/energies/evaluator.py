@@ -134,6 +134,10 @@ class EnergyEvaluator:
         """`U'(rho) - U(rho) / rho`, (n,)."""
         return self._sum("pressure_per_mass", log_rho)
 
+    def internal_variation(self, log_rho: Tensor) -> Tensor:
+        """`U'(rho)`, (n,): what the internal energy adds to dE/drho."""
+        return self.internal(log_rho) + self.pressure_per_mass(log_rho)
+
     def pressure_slope(self, log_rho: Tensor) -> Tensor:
         """`rho U''(rho)`, (n,)."""
         return self._sum("pressure_slope", log_rho)

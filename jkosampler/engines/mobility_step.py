@@ -78,7 +78,8 @@ def solve_with_mobility(
         draw_ridges(field.weight, field.bias, _SLOPES, _KINKS, generator)
     rows, weights = _sparse_first(n, generator)
     points, weights = inner[rows], weights.to(inner.x)
-    variation = _variation(problem, points, weights / weights.sum())
+    variation = problem.field(points.x, weights / weights.sum()).variation
+    variation = variation + problem.energy.internal_variation(points.log_rho)
     inside = variation.isfinite()
     if not bool(inside.any()):
         return None
@@ -103,13 +104,6 @@ def solve_with_mobility(
             return MobilitySolution(step, training, barrier, _NEGLIGIBLE * span)
         watched = torch.unique(torch.cat([watched, wrong.nonzero().squeeze(-1).cpu()]))
     return None
-
-
-def _variation(problem: StepProblem, points: Particles, weights: Tensor) -> Tensor:
-    """dE/drho (n,) at weighted points of the law."""
-    energy = problem.energy
-    internal = energy.internal(points.log_rho) + energy.pressure_per_mass(points.log_rho)
-    return problem.field(points.x, weights).variation + internal
 
 
 def _sparse_first(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

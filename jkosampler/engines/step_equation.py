@@ -238,7 +238,7 @@ class StepEquation:
         moved = self.z + gradient
         field = self._field(moved)
         log_rho = self.log_rho - log_det
-        variation = field.variation + energy.internal(log_rho) + energy.pressure_per_mass(log_rho)
+        variation = field.variation + energy.internal_variation(log_rho)
         variation = variation + k * (potential.value(self.z) + 0.5 * gradient.square().sum(-1))
         return variation, field.gradient + k * gradient, factor, energy.pressure_slope(log_rho).unsqueeze(-1)
 

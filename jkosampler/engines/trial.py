@@ -155,7 +155,7 @@ def _resistance(problem: StepProblem, step: Map, before: Particles) -> Tensor | 
 def stationarity_of(energy: EnergyEvaluator, particles: Particles, field: Field, inside: Tensor) -> tuple[float, float]:
     """Half the variance of dE/drho, and its relative Fisher information E[g'Cg] (NaN without scores), where finite."""
     particles, (_, variation, gradient) = particles[inside], (values[inside] for values in field)
-    variation = variation + energy.internal(particles.log_rho) + energy.pressure_per_mass(particles.log_rho)
+    variation = variation + energy.internal_variation(particles.log_rho)
     discrepancy = 0.5 * float(variation.var())
     if particles.score is None:
         return discrepancy, float("nan")
