@@ -13,13 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jkosampler import diagnostics, energies, engines, errors, forward, laws, metrics, plotting, targets
+    from jkosampler import diagnostics, domains, energies, engines, errors, forward, laws, metrics, plotting, targets
     from jkosampler.estimator import JKOSampler
 
 __all__ = [
     "JKOSampler",
     "__version__",
     "diagnostics",
+    "domains",
     "energies",
     "engines",
     "errors",

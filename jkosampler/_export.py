@@ -12,6 +12,7 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from jkosampler._result import FitResult
+from jkosampler._setup import Setup
 from jkosampler.arviz_io import split_chains
 from jkosampler.errors import ArgumentError
 from jkosampler.targets import Target
@@ -47,7 +48,7 @@ def arviz_groups(fitted: FitResult, draws: int, chains: int, generator: torch.Ge
         "step_history": _columns(fitted.history),
         "attrs": {"inference_library": "jkosampler"},
     }
-    if setup.target is not None:
+    if isinstance(setup, Setup) and setup.target is not None:
         potential, _ = setup.problem.energy.potential(particles.x)
         statistics["lp"] = _chains(-potential, chains)
         statistics["log_weight"] = _chains(-potential - particles.log_rho, chains)

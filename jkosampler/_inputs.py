@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "like_caller",
     "random_generator",
     "starting_particles",
+    "step_at",
     "torch_scope",
     "whole_number",
 ]
@@ -133,6 +135,26 @@ def flow_time(t: Any) -> float | None:
         return float(t)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"t must be one number, a flow time of the fit, or None, got {t!r}.") from error
+
+
+def step_at(times: Sequence[float], t: float | None) -> tuple[int, float]:
+    """Which step of a fit leads to time t (None: the last), and the fraction of it made by then; step 0 is the start.
+
+    Raises
+    ------
+    ArgumentError
+        t is not among the times of the fit.
+    """
+    t = times[-1] if t is None else float(t)
+    tolerance = 1e-9 * max(1.0, times[-1])  # times are sums of step sizes, users' are products
+    if not -tolerance <= t <= times[-1] + tolerance:
+        raise ArgumentError(f"t must lie in [0, {times[-1]:.6g}], the times of the fit, got {t!r}.")
+    if t <= tolerance:
+        return 0, 1.0
+    k = min(bisect_left(times, t - tolerance), len(times) - 1)
+    if abs(t - times[k]) <= tolerance:
+        return k, 1.0
+    return k, min(1.0, (t - times[k - 1]) / (times[k] - times[k - 1]))
 
 
 def as_dtype(dtype: Any) -> torch.dtype:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from sklearn.utils import Bunch
 from jkosampler._inputs import torch_scope, whole_number
 from jkosampler._probes import look_outside
 from jkosampler._setup import Setup
+from jkosampler._setup_fields import FieldSetup
 from jkosampler.diagnostics import Report, estimate_stationarity, report_from_log_weights
 from jkosampler.diagnostics.from_weights import FEWEST_DRAWS
-from jkosampler.engines import State
-from jkosampler.errors import FitError, NotFittedError
+from jkosampler.engines import FieldState
+from jkosampler.errors import FitError, NotFittedError, UnavailableError
 from jkosampler.flow import FittedFlow
 
 __all__ = ["FitResult", "FittedAttributes"]
@@ -37,7 +39,7 @@ class FitResult:
         What is fitted.
     generator : torch.Generator
         The sampler's own random stream.
-    state : State
+    state : State or FieldState
         The engine's state.
     history : sequence of Bunch
         Records of the steps.
@@ -47,22 +49,22 @@ class FitResult:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: Setup | FieldSetup,
         generator: torch.Generator,
-        state: State,
+        state: Any,
         history: Sequence[Bunch] = (),
         stop_reason: str = "interrupted",
     ) -> None:
         self.setup, self.generator, self.state = setup, generator, state
         self.history, self.stop_reason = list(history), stop_reason
-        self.flow = FittedFlow(setup.law, setup.problem.law, state.maps, state.times)
+        self.flow = setup.solution(state)
         self._spare_seed = _spare_seed(generator)
 
-    def after(self, state: State, record: Bunch) -> FitResult:
+    def after(self, state: Any, record: Bunch) -> FitResult:
         """The fit after one more step."""
         return FitResult(self.setup, self.generator, state, [*self.history, record])
 
-    def ended(self, state: State, stop_reason: str) -> FitResult:
+    def ended(self, state: Any, stop_reason: str) -> FitResult:
         """The same law at the end of a fit; what was computed of it stays."""
         last = copy(self)
         last.state, last.stop_reason = state, stop_reason
@@ -86,6 +88,8 @@ class FitResult:
             The law has a density at too few of its own draws.
         """
         n = whole_number(n, "n", FEWEST_DRAWS)
+        assert isinstance(self.setup, Setup)
+        assert isinstance(self.flow, FittedFlow)
         energy, dim = self.setup.problem.energy, self.setup.dim
         with torch_scope(self.setup.engine.threads):
             particles = self.flow.particles(n, generator)
@@ -138,7 +142,7 @@ class FittedAttributes:
     @property
     def n_steps_(self) -> int:
         """Steps made."""
-        return len(self._fitted.state.maps)
+        return self._fitted.state.n_steps
 
     @property
     def times_(self) -> np.ndarray:
@@ -152,7 +156,9 @@ class FittedAttributes:
 
     @property
     def particles_(self) -> np.ndarray:
-        """The particles of the last law, (n_particles, d)."""
+        """The particles of the last law, (n_particles, d); a field has none."""
+        if isinstance(self._fitted.state, FieldState):
+            raise UnavailableError("the flow of a field has no particles: field(x, t) is u.")
         return self._fitted.state.pool.x.double().numpy(force=True).copy()
 
     @property

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Bunch
@@ -15,8 +16,7 @@ from jkosampler._arguments import warn_user
 from jkosampler._inputs import torch_scope
 from jkosampler._result import FitResult
 from jkosampler.diagnostics import evidence
-from jkosampler.energies import EnergyEvaluator
-from jkosampler.engines import State
+from jkosampler.energies import EnergyEvaluator, FunctionalEvaluator
 
 __all__ = ["Budget", "run"]
 
@@ -36,7 +36,7 @@ class Budget:
     evaluations: int = 0
 
     @contextmanager
-    def spending(self, energy: EnergyEvaluator) -> Iterator[None]:
+    def spending(self, energy: EnergyEvaluator | FunctionalEvaluator) -> Iterator[None]:
         """Count what is done inside."""
         began, before = time.perf_counter(), energy.n_evaluations
         try:
@@ -93,7 +93,7 @@ def run(fitted: FitResult, n_steps: int | None, budget: Budget, *, exact: bool) 
     _warn_of_the_end(fitted, made, n_steps)
 
 
-def _step(fitted: FitResult, budget: Budget) -> tuple[State, Bunch | None]:
+def _step(fitted: FitResult, budget: Budget) -> tuple[Any, Bunch | None]:
     """One step of the engine, with a word for those who interrupt it."""
     setup = fitted.setup
     try:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from jkosampler._arguments import warn_user
 from jkosampler._inputs import as_device, as_dtype, starting_particles, whole_number
+from jkosampler._setup_fields import FieldSetup, is_field_flow
 from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy
-from jkosampler.engines import GradientFlow, Lagrangian
+from jkosampler.engines import GradientFlow, Lagrangian, State
 from jkosampler.engines.step_size import AdaptiveSteps, FixedSteps, StepControl
 from jkosampler.errors import ArgumentError
+from jkosampler.flow import FittedFlow
 from jkosampler.laws import Gaussian, Law, Mixture, as_law
 from jkosampler.metrics import Metric, as_metric
 from jkosampler.mobility import Mobility, as_mobility
@@ -28,7 +30,7 @@ from jkosampler.targets.base import one_dimension
 if TYPE_CHECKING:
     from jkosampler.estimator import JKOSampler
 
-__all__ = ["Setup", "check_that_it_ends"]
+__all__ = ["Setup", "check_that_it_ends", "checked"]
 
 _PARTICLES = 16_000
 _PARTICLES_PER_DIMENSION = 400
@@ -64,7 +66,6 @@ class Setup:
         ArgumentError
             A parameter can't be used.
         """
-        _refuse_what_is_not_there(sampler)
         dtype, device, dim = as_dtype(sampler.dtype), as_device(sampler.device), _dimension(sampler, X)
         target = None if sampler.log_target is None else as_target(sampler.log_target, dim)
         energy = sampler.energy if target is None else KL(target)
@@ -90,6 +91,24 @@ class Setup:
         )
         return cls(dim, dtype, device, target, energy, law, _engine(sampler.engine), problem, note, adaptive)
 
+    def begin(self) -> State:
+        """The engine's state before the first step."""
+        return self.engine.init(self.problem)
+
+    def solution(self, state: State) -> FittedFlow:
+        """What a fit has found."""
+        return FittedFlow(self.law, self.problem.law, state.maps, state.times)
+
+
+def checked(sampler: JKOSampler, X: Any, generator: torch.Generator) -> Setup | FieldSetup:
+    """What a sampler's parameters ask for: a flow of densities, or one of fields."""
+    _refuse_what_is_not_there(sampler)
+    if is_field_flow(sampler):
+        return FieldSetup.of(sampler, X, generator)
+    if sampler.domain is not None:
+        raise ArgumentError("domain is for metric='l2'; the law of a density flow lives on R^d in this version.")
+    return Setup.of(sampler, X, generator)
+
 
 def check_that_it_ends(sampler: JKOSampler, energy: Energy, n_steps: int | None) -> None:
     """Refuse a fit that nothing would end.
@@ -113,9 +132,8 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
         raise ArgumentError("give either log_target or energy: exactly one of them says where the flow goes.")
     if sampler.energy is not None and not isinstance(sampler.energy, Energy):
         raise ArgumentError(f"energy must be an Energy, got {type(sampler.energy).__name__}.")
-    for name in ("domain", "checkpoint"):
-        if getattr(sampler, name) is not None:
-            raise ArgumentError(f"{name}={getattr(sampler, name)!r} is not in this version; only None is.")
+    if sampler.checkpoint is not None:
+        raise ArgumentError(f"checkpoint={sampler.checkpoint!r} is not in this version; only None is.")
     if whole_number(sampler.order, "order", 1) > 2:
         raise ArgumentError(f"order must be 1 or 2, got {sampler.order!r}.")
     if sampler.order == 2 and sampler.step_size is None:

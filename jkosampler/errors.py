@@ -24,6 +24,7 @@ __all__ = [
     "TargetGradientError",
     "TargetShapeError",
     "TargetValueError",
+    "UnavailableError",
     "describe_points",
 ]
 
@@ -38,6 +39,10 @@ class ArgumentError(JKOSamplerError, ValueError):
 
 class NotFittedError(JKOSamplerError, ValueError, AttributeError):
     """The sampler was asked for a result before `fit`."""
+
+
+class UnavailableError(JKOSamplerError, AttributeError, TypeError):
+    """A question that this kind of fit has no answer to: a field has no draws, a density is no field."""
 
 
 class MissingDependencyError(JKOSamplerError, ImportError):

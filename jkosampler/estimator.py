@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
 from jkosampler._result import FitResult, FittedAttributes
 from jkosampler._run import Budget, run
-from jkosampler._setup import Setup, check_that_it_ends
+from jkosampler._setup import check_that_it_ends, checked
 from jkosampler.diagnostics import Report
 from jkosampler.errors import ArgumentError
 
@@ -271,6 +271,21 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         exp = torch.exp if isinstance(log_density, Tensor) else np.exp
         return self._fitted.setup.law.mass * exp(log_density)
 
+    def field(self, x: Any, t: float | None = None) -> Any:
+        """u(t, x) (n,) of an L2 flow, at x (n, d) in the domain; t None: the last time.
+
+        Raises
+        ------
+        UnavailableError
+            The flow is one of densities.
+        ArgumentError
+            A point lies outside the domain.
+        """
+        fitted, t = self._fitted, flow_time(t)
+        with torch_scope():
+            points = as_points(x, fitted.setup.dim, fitted.setup.dtype, fitted.setup.device)
+            return like_caller(fitted.flow.field(points, t=t), x)
+
     def score_samples(self, X: Any) -> Any:
         """`log_density(X)`, under scikit-learn's name."""
         return self.log_density(X)
@@ -315,10 +330,10 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         self.__dict__.pop("_result", None)
         generator = random_generator(self.random_state)
         with torch_scope():
-            setup = Setup.of(self, X, generator)
+            setup = checked(self, X, generator)
         budget = Budget(self.max_time, self.max_target_evaluations)
         with torch_scope(setup.engine.threads), budget.spending(setup.problem.energy):
-            state = setup.engine.init(setup.problem)
+            state = setup.begin()
         if setup.note:
             logger.warning(setup.note)
         self._result = FitResult(setup, generator, state)
@@ -327,12 +342,13 @@ class JKOSampler(FittedAttributes, BaseEstimator):
     def _run_with_progress(self, n_steps: int | None, budget: Budget, *, exact: bool) -> None:
         with tqdm(total=n_steps, disable=not self.progress, desc="JKO steps", unit="step") as bar:
             for record in self._run(n_steps, budget, exact=exact):
-                bar.set_postfix(energy=f"{record.energy:.5g}", tau=f"{record.step_size:.3g}", ess=f"{record.ess:.1%}")
+                shown = {"energy": f"{record.energy:.5g}", "tau": f"{record.step_size:.3g}"}
+                bar.set_postfix(shown if np.isnan(record.ess) else shown | {"ess": f"{record.ess:.1%}"})
                 bar.update()
 
     def _run(self, n_steps: int | None, budget: Budget, *, exact: bool) -> Iterator[Bunch]:
         for result in run(self._fitted, n_steps, budget, exact=exact):
-            is_step = result.state.maps is not self._fitted.state.maps
+            is_step = result.state.n_steps != self._fitted.state.n_steps
             self._result = result
             if is_step:
                 yield result.history[-1]

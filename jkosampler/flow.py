@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from jkosampler.errors import ArgumentError, MapInversionError
+from jkosampler._inputs import step_at
+from jkosampler.errors import MapInversionError, UnavailableError
 from jkosampler.laws import Law
 from jkosampler.maps import Map, inversion_error
 from jkosampler.particles import Particles
@@ -98,6 +99,12 @@ class FittedFlow:
                 rows = rows[kept]
         return log_density
 
+    def field(self, x: Tensor, *, t: float | None) -> NoReturn:
+        """Raise: the law is no field."""
+        raise UnavailableError(
+            "this flow is one of densities, not of a field: density(x, t) is u, sample(n, t) draws from it."
+        )
+
     def particles(self, n: int, generator: torch.Generator) -> Particles:
         """n independent draws of the last law with their log densities and scores."""
         particles = Particles.draw(self.start if self.maps else self.law, n, generator)
@@ -113,14 +120,8 @@ class FittedFlow:
 
     def _path(self, t: float | None) -> tuple[Law, list[tuple[Map, float]]]:
         """The law to start from and the maps to time t, each with the fraction of it to make."""
-        t = self.times[-1] if t is None else float(t)
-        tolerance = 1e-9 * max(1.0, self.times[-1])  # times are sums of step sizes, users' are products
-        if not -tolerance <= t <= self.times[-1] + tolerance:
-            raise ArgumentError(f"t must lie in [0, {self.times[-1]:.6g}], the times of the fit, got {t!r}.")
-        if t <= tolerance:
+        k, fraction = step_at(self.times, t)
+        if k == 0:
             return self.law, []
-        k = min(bisect_left(self.times, t - tolerance), len(self.maps))
         whole = [(step, 1.0) for step in self.maps[: k - 1]]
-        fraction = min(1.0, (t - self.times[k - 1]) / (self.times[k] - self.times[k - 1]))
-        last = 1.0 if abs(t - self.times[k]) <= tolerance else fraction
-        return self.start, [*whole, (self.maps[k - 1], last)]
+        return self.start, [*whole, (self.maps[k - 1], fraction)]

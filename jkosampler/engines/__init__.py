@@ -1,8 +1,12 @@
-"""Engines solve the steps of a gradient flow; `Lagrangian` moves particles by learned maps."""
+"""Engines solve the steps of a gradient flow.
+
+`Lagrangian` moves particles by learned maps; `MinimizingMovement` makes a network the unknown itself.
+"""
 
 from __future__ import annotations
 
 from jkosampler.engines.base import Engine, GradientFlow, State
 from jkosampler.engines.lagrangian import Lagrangian
+from jkosampler.engines.minimizing_movement import FieldFlow, FieldState, MinimizingMovement
 
-__all__ = ["Engine", "GradientFlow", "Lagrangian", "State"]
+__all__ = ["Engine", "FieldFlow", "FieldState", "GradientFlow", "Lagrangian", "MinimizingMovement", "State"]

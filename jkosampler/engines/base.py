@@ -72,6 +72,11 @@ class State:
     missing_evidence: str | None = None
     warm_start: nn.Module | None = None
 
+    @property
+    def n_steps(self) -> int:
+        """Steps made."""
+        return len(self.maps)
+
 
 class Engine(Protocol):
     """Solves the steps of a gradient flow."""

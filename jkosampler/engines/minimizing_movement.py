@@ -1,0 +1,333 @@
+"""The minimizing-movement engine: the unknown of every implicit step is a network u(x) itself.
+
+Park, Kim, Son, Hwang, "The deep minimizing movement scheme" (arXiv 2109.14851), section 3.1: L2 flows of fields on a
+domain, `u_{k+1} = argmin F(u) + |u - u_k|^2 / (2 tau)`. The paper trains all weights of a network by Adam
+(`MinimizingMovement.as_in_the_paper()`). By default the hidden layer is chosen once (`hidden_layers`) and each step is
+solved in the last one (`field_step`), to the accuracy of double precision; a step that its units do not resolve
+is solved again with more.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from jkosampler._arguments import positive_number
+from jkosampler._inputs import whole_number
+from jkosampler.domains import QUADRATURES, Box, Domain, Quadrature
+from jkosampler.energies import FunctionalEvaluator
+from jkosampler.engines.field_step import Basis, solve_step
+from jkosampler.engines.field_training import train_step
+from jkosampler.engines.hidden_layers import band_limited, band_of, pursued
+from jkosampler.errors import ArgumentError
+from jkosampler.fields import ACTIVATIONS, NetworkField, RidgeField, ScalarField
+
+__all__ = ["FieldFlow", "FieldState", "MinimizingMovement"]
+
+logger = logging.getLogger(__name__)
+
+_OPTIMIZERS = ("variable-projection", "adam")
+_UNITS = {1: (128, 256, 512), 2: (600, 1200), 3: (1000, 1500)}  # of a layer, and of wider ones
+_UNITS_IN_MANY_DIMENSIONS = (193, 385)
+_PURSUIT_POINTS = 8192
+_CHECK_POINTS = 2048
+_MORE_THAN_A_PERIOD = 12  # Gauss points an axis, beyond two for each period of the highest frequency
+_POINTS_PER_UNIT = 16
+_FEWEST_POINTS = 2**15  # Sobol points; quadrature errors of the same points add up from step to step
+_ADAM_UNITS, _ADAM_POINTS, _ADAM_ITERATIONS = 256, 10_000, 2000
+_GAMMA = 1.0 - 0.5**0.5  # of the second-order method's two stages
+
+
+@dataclass(frozen=True)
+class FieldFlow:
+    """An L2 flow to compute: energy, domain, start, step size and order, and where randomness comes from."""
+
+    energy: FunctionalEvaluator
+    domain: Domain
+    initial: ScalarField
+    step_size: float
+    order: int
+    generator: torch.Generator
+    device: torch.device
+
+    def quadrature(self, n: int, method: str = "sobol") -> Quadrature:
+        """New points to integrate by, on the flow's device."""
+        points = self.domain.quadrature(n, self.generator, method)
+        return Quadrature(points.x.to(self.device), points.weights.to(self.device))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A field at the check points: values (n,), gradients (n, d) and the energy's integrand (n,)."""
+
+    u: Tensor
+    gradient: Tensor
+    phi: Tensor
+
+
+@dataclass(frozen=True)
+class FieldState:
+    """The flow after some steps: all its fields, and the last one at points that take no part in solving.
+
+    With variable projection, `layer` is the hidden layer, `basis` its units on the quadrature's points, where the last
+    field has the values `u` (n,) and the `coordinates` (r,); wider layers of the sizes `layers_left` may still be
+    tried. With Adam, `network` is the last network.
+    """
+
+    flow: FieldFlow
+    fields: tuple[ScalarField, ...]
+    check: Quadrature
+    seen: Seen
+    times: tuple[float, ...] = (0.0,)
+    layer: RidgeField | None = None
+    basis: Basis | None = None
+    u: Tensor | None = None
+    coordinates: Tensor | None = None
+    layers_left: tuple[int, ...] = ()
+    network: NetworkField | None = None
+    stopped: str | None = None
+    converged: bool = False
+
+    @property
+    def n_steps(self) -> int:
+        """Steps made."""
+        return len(self.times) - 1
+
+
+class MinimizingMovement(BaseEstimator):
+    """Steps as networks for the unknown itself.
+
+    Parameters
+    ----------
+    width : int, optional
+        Units of the hidden layer (of each, with Adam); None: by dimension, and more where they do not resolve a step.
+    depth : int
+        Hidden layers of the network that Adam trains; the default's has one.
+    activation : {"tanh", "elu", "relu", "softplus", "cos"}
+        Of that network; the default's units are cosines.
+    optimizer : {"variable-projection", "adam"}
+        Each step solved in the last layer of a network, or all weights trained by Adam.
+    learning_rate : float
+        Of Adam.
+    n_iterations : int
+        Of Adam, in each step.
+    n_quadrature : int, optional
+        Points to integrate by; None: by width, or the 10 000 of the paper for Adam.
+    quadrature : {"gauss", "sobol", "monte-carlo"}, optional
+        See `domains.Domain.quadrature`; None: "gauss" for boxes on the line and in the plane, "sobol" elsewhere,
+        "monte-carlo", with new points in each iteration, for Adam.
+    tolerance : float
+        A step whose equation is solved less accurately (`unresolved` in `history_`) is solved again with more units.
+    threads : int, optional
+        Threads of torch inside the fit. None: leave as is.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int | None = None,
+        depth: int = 2,
+        activation: str = "tanh",
+        optimizer: str = "variable-projection",
+        learning_rate: float = 1e-3,
+        n_iterations: int = _ADAM_ITERATIONS,
+        n_quadrature: int | None = None,
+        quadrature: str | None = None,
+        tolerance: float = 1e-2,
+        threads: int | None = 1,
+    ) -> None:
+        self.width = width
+        self.depth = depth
+        self.activation = activation
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.n_iterations = n_iterations
+        self.n_quadrature = n_quadrature
+        self.quadrature = quadrature
+        self.tolerance = tolerance
+        self.threads = threads
+
+    @classmethod
+    def as_in_the_paper(cls, **changes: object) -> MinimizingMovement:
+        """Adam on a tanh network of two layers of 256 units, on 10 000 new points in each iteration.
+
+        The paper does not print its number of iterations; any setting can be changed by name.
+        """
+        return cls(**({"optimizer": "adam", "width": _ADAM_UNITS} | changes))  # type: ignore[arg-type]
+
+    def init(self, flow: FieldFlow) -> FieldState:
+        """Check the energy at the initial field, and choose the points to check by."""
+        self._check_settings(flow)
+        check = flow.quadrature(_CHECK_POINTS)
+        u, gradient = flow.initial.with_gradient(check.x)
+        flow.energy.check(check.x, u, gradient)
+        seen = Seen(u, gradient, flow.energy.value(check.x, u, gradient))
+        sizes = _UNITS.get(flow.domain.dim, _UNITS_IN_MANY_DIMENSIONS) if self.width is None else (self.width,)
+        return FieldState(flow, (flow.initial,), check, seen, layers_left=sizes)
+
+    def step(self, state: FieldState) -> tuple[FieldState, Bunch]:
+        """One step and its record."""
+        began, evaluations = time.perf_counter(), state.flow.energy.n_evaluations
+        state, record = self._trained(state) if self.optimizer == "adam" else self._solved(state)
+        record.wall_s = time.perf_counter() - began
+        record.target_evaluations = state.flow.energy.n_evaluations - evaluations
+        if not record.descends:
+            logger.warning("step %d does not satisfy F(u') + d^2/(2 tau) <= F(u) on fresh points", state.n_steps)
+        return state, record
+
+    def _solved(self, state: FieldState) -> tuple[FieldState, Bunch]:
+        """A step by variable projection; in wider layers while it is not resolved."""
+        if state.layer is None:
+            state = self._with_wider_layer(state, None)
+        while True:
+            if state.basis is None:
+                state = self._with_basis(state)
+            solved, record = _by_projection(state)
+            if record.unresolved <= self.tolerance or not state.layers_left:
+                return solved, record
+            logger.info("step %d is not resolved (%.2g); a wider layer", solved.n_steps, record.unresolved)
+            state = self._with_wider_layer(state, solved)
+
+    def _with_wider_layer(self, state: FieldState, solved: FieldState | None) -> FieldState:
+        """The state with the next layer: for its field, or one for what a solved step left of its equation."""
+        flow, n_units = state.flow, state.layers_left[0]
+        if flow.domain.dim in _UNITS:
+            layer = band_limited(flow.domain, n_units, flow.generator).to(flow.device)
+        else:
+            points = [flow.quadrature(_PURSUIT_POINTS).x for _ in range(2)]
+            values = [_to_resolve(state, solved, x) for x in points]
+            known = None if solved is None or state.layer is None else _frequencies(state.layer)
+            layer, misfit = pursued(
+                flow.domain, points[0], values[0], points[1], values[1],
+                n_units=n_units, generator=flow.generator, frequencies=known,
+            )  # fmt: skip
+            logger.info("a layer of %d units leaves %.2g of the field", len(layer.phases), misfit)
+        return replace(state, layer=layer, basis=None, layers_left=state.layers_left[1:])
+
+    def _with_basis(self, state: FieldState) -> FieldState:
+        """The state with its layer's units on points, in coordinates that suit the present field."""
+        assert state.layer is not None
+        flow, before = state.flow, state.fields[-1]
+        points = self._points(flow, len(state.layer.phases))
+        basis = Basis(state.layer, points, _stage_size(flow), flow.energy, before)
+        return replace(state, basis=basis, u=before(points.x).detach(), coordinates=None)
+
+    def _points(self, flow: FieldFlow, n_units: int) -> Quadrature:
+        d = flow.domain.dim
+        method = self.quadrature or ("gauss" if d <= 2 and (isinstance(flow.domain, Box) or d == 2) else "sobol")
+        n = self.n_quadrature
+        if n is None and method == "gauss":
+            n = math.ceil(2.0 * band_of(n_units, d) + _MORE_THAN_A_PERIOD) ** d
+        elif n is None:
+            n = max(_FEWEST_POINTS, 1 << (_POINTS_PER_UNIT * n_units).bit_length())
+        return flow.quadrature(n, method)
+
+    def _trained(self, state: FieldState) -> tuple[FieldState, Bunch]:
+        """A step whose network is trained by Adam, from that of the step before."""
+        flow, before = state.flow, state.fields[-1]
+        width = self.width or _ADAM_UNITS
+        network = NetworkField(
+            *flow.domain.frame(flow.device), width=width, depth=self.depth, activation=self.activation,
+            generator=flow.generator,
+        )  # fmt: skip
+        if state.network is not None:
+            network.load_state_dict(state.network.state_dict())
+        n, method = self.n_quadrature or _ADAM_POINTS, self.quadrature or "monte-carlo"
+        points = flow.quadrature(n, method)
+        train_step(
+            network, flow.energy, before, flow.step_size, self.n_iterations, self.learning_rate,
+            lambda: flow.quadrature(n, method) if method == "monte-carlo" else points,
+        )  # fmt: skip
+        network.requires_grad_(False)
+        u, gradient = network.with_gradient(points.x)
+        moved = (u - before(points.x)).square()
+        energy = float(points.weights @ flow.energy.value(points.x, u, gradient))
+        cost = float(points.weights @ moved) / (2.0 * flow.step_size)
+        state, record = _judged(state, network, state.seen.u, flow.step_size)
+        record.update(energy=energy, transport_cost=cost, loss=energy + cost)
+        record.update(n_iterations=self.n_iterations, width=width)
+        return replace(state, network=network), record
+
+    def _check_settings(self, flow: FieldFlow) -> None:
+        choices = {"optimizer": _OPTIMIZERS, "quadrature": (None, *QUADRATURES), "activation": tuple(ACTIVATIONS)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ArgumentError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        for name, least in (("width", 2), ("depth", 1), ("n_iterations", 1), ("n_quadrature", 2), ("threads", 1)):
+            if getattr(self, name) is not None:
+                whole_number(getattr(self, name), name, least)
+        for name in ("learning_rate", "tolerance"):
+            positive_number(getattr(self, name), name)
+        if self.optimizer == "adam" and flow.order != 1:
+            raise ArgumentError("order=2 is not for optimizer='adam'; take the default optimizer, or order=1.")
+
+
+def _by_projection(state: FieldState) -> tuple[FieldState, Bunch]:
+    """A step solved in the last layer."""
+    flow, basis, u = state.flow, state.basis, state.u
+    assert basis is not None
+    assert u is not None
+    solved = solve_step(basis, flow.energy, u, state.coordinates)
+    n_iterations, before = solved.n_iterations, state.seen.u
+    if flow.order == 2:
+        # on along the first stage: u + (1 - gamma) / gamma (u_1 - u), and from there a second
+        s = (1.0 - _GAMMA) / _GAMMA
+        middle = basis.field(solved.coordinates)
+        before = torch.lerp(before, middle(state.check.x), s)
+        solved = solve_step(basis, flow.energy, torch.lerp(u, solved.u, s), solved.coordinates)
+        n_iterations += solved.n_iterations
+    cost = float(basis.points.weights @ (solved.u - u).square()) / (2.0 * flow.step_size)
+    state, record = _judged(state, basis.field(solved.coordinates), before, basis.tau)
+    record.update(energy=solved.energy, transport_cost=cost, loss=solved.energy + cost)
+    record.update(n_iterations=n_iterations, width=len(basis.layer.phases))
+    state = replace(state, u=solved.u, coordinates=solved.coordinates, basis=None if solved.slow else basis)
+    return state, record
+
+
+def _judged(state: FieldState, after: ScalarField, before: Tensor, tau: float) -> tuple[FieldState, Bunch]:
+    """The state after a step, with what fresh points say of it; the last stage led from `before` (n,) there in tau."""
+    flow, (x, weights), seen = state.flow, state.check, state.seen
+    u, gradient = after.with_gradient(x)
+    right = flow.energy.equation(x, u, gradient, after.hessian(x))
+    phi = flow.energy.value(x, u, gradient)
+    missing = (weights @ ((u - before) / tau - right).square()) ** 0.5
+    gain = seen.phi - phi - (u - seen.u).square() / (2.0 * flow.step_size)
+    slack, slack_se = float(weights @ gain), flow.domain.volume * float(gain.std()) / len(x) ** 0.5
+    now = state.times[-1] + flow.step_size
+    record = Bunch(
+        time=now,
+        step_size=flow.step_size,
+        residual=float(missing / (weights @ right.square()).sqrt().clamp(min=1e-300)),
+        unresolved=float(tau * missing / (weights @ u.square()).sqrt().clamp(min=1e-300)),
+        slack=slack,
+        slack_se=slack_se,
+        descends=slack >= -3.0 * slack_se,
+    )
+    fields = (*state.fields, after)
+    return replace(state, fields=fields, seen=Seen(u, gradient, phi), times=(*state.times, now)), record
+
+
+def _to_resolve(state: FieldState, solved: FieldState | None, x: Tensor) -> Tensor:
+    """What a hidden layer has to span: the field before a step, or its solution less what that left of the equation."""
+    before = state.fields[-1](x).detach()
+    if solved is None:
+        return before
+    after = solved.fields[-1]
+    u, gradient = after.with_gradient(x)
+    return before + state.flow.step_size * state.flow.energy.equation(x, u, gradient, after.hessian(x))
+
+
+def _frequencies(layer: RidgeField) -> Tensor:
+    """Frequencies of a pursued layer, each of which has a cosine and a sine."""
+    return layer.frequencies[1 : (len(layer.phases) + 1) // 2]
+
+
+def _stage_size(flow: FieldFlow) -> float:
+    return flow.step_size * (_GAMMA if flow.order == 2 else 1.0)
