@@ -15,12 +15,14 @@ from torch import Tensor
 from jkosampler._arguments import warn_user
 from jkosampler._inputs import as_device, as_dtype, starting_particles, whole_number
 from jkosampler._setup_fields import FieldSetup, is_field_flow
+from jkosampler.domains import Box, Domain
 from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy
-from jkosampler.engines import GradientFlow, Lagrangian, State
+from jkosampler.engines import GradientFlow, Lagrangian, MinimizingMovement, State
+from jkosampler.engines.push_forward import PushForward
 from jkosampler.engines.step_size import AdaptiveSteps, FixedSteps, StepControl
 from jkosampler.errors import ArgumentError
 from jkosampler.flow import FittedFlow
-from jkosampler.laws import Gaussian, Law, Mixture, as_law
+from jkosampler.laws import DensityOnBox, Gaussian, Law, Mixture, as_law
 from jkosampler.metrics import Metric, as_metric
 from jkosampler.mobility import Mobility, as_mobility
 from jkosampler.particles import Particles
@@ -35,7 +37,11 @@ __all__ = ["Setup", "check_that_it_ends", "checked"]
 _PARTICLES = 16_000
 _PARTICLES_PER_DIMENSION = 400
 _MORE_WITH_MOBILITY = 4  # particles show where a step would leave the allowed densities
+_FEWER_TO_PULL_BACK = 4  # each is moved by inverting a map
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
+
+
+_ENGINES = {"lagrangian": Lagrangian, "minimizing-movement": MinimizingMovement}
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,15 @@ class Setup:
         _check_energy(energy, "energy" if target is None else "log_target")
         check_that_it_ends(sampler, energy, sampler.n_steps)
         particles = None if X is None else starting_particles(X, dim, dtype, device)
+        engine = _engine(sampler)
         law = _initial_law(sampler, target, particles, dim, generator).to(dtype, device)
         adaptive = sampler.step_size is None
         start, note = _carried(law) if adaptive else (law, None)
         n_particles = max(_PARTICLES, _PARTICLES_PER_DIMENSION * dim)
         if sampler.mobility is not None:
             n_particles *= _MORE_WITH_MOBILITY
+        if isinstance(engine, PushForward):
+            n_particles //= _FEWER_TO_PULL_BACK
         problem = GradientFlow(
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
             metric=_metric(sampler.metric, "wasserstein" if target is None else "kalman"),
@@ -88,8 +97,9 @@ class Setup:
             start=None if particles is None else _at(start, particles),
             order=int(sampler.order),
             mobility=_mobility(sampler),
+            walls=law.box if isinstance(law, DensityOnBox) else None,
         )
-        return cls(dim, dtype, device, target, energy, law, _engine(sampler.engine), problem, note, adaptive)
+        return cls(dim, dtype, device, target, energy, law, engine, problem, note, adaptive)
 
     def begin(self) -> State:
         """The engine's state before the first step."""
@@ -103,10 +113,10 @@ class Setup:
 def checked(sampler: JKOSampler, X: Any, generator: torch.Generator) -> Setup | FieldSetup:
     """What a sampler's parameters ask for: a flow of densities, or one of fields."""
     _refuse_what_is_not_there(sampler)
+    if not isinstance(sampler.domain, Domain | None):
+        raise ArgumentError(f"domain must be one of jkosampler.domains, or None for R^d, got {sampler.domain!r}.")
     if is_field_flow(sampler):
         return FieldSetup.of(sampler, X, generator)
-    if sampler.domain is not None:
-        raise ArgumentError("domain is for metric='l2'; the law of a density flow lives on R^d in this version.")
     return Setup.of(sampler, X, generator)
 
 
@@ -160,6 +170,7 @@ def _dimension(sampler: JKOSampler, X: Any) -> int:
     for _, term in [] if sampler.energy is None else sampler.energy.terms():
         if isinstance(term, KL):
             known["energy"] = _dim_of(term.log_target, "log_target")
+    known["domain"] = _dim_of(sampler.domain, "domain")
     known["initial"] = _dim_of(sampler.initial, "initial")
     known["X"] = np.shape(X)[1] if X is not None and np.ndim(X) == 2 else None
     return one_dimension(known)
@@ -191,6 +202,8 @@ def _check_energy(energy: Energy, name: str) -> None:
 def _initial_law(
     sampler: JKOSampler, target: Target | None, particles: Tensor | None, dim: int, generator: torch.Generator
 ) -> Law:
+    if isinstance(sampler.domain, Box) and callable(sampler.initial) and not hasattr(sampler.initial, "log_prob"):
+        return DensityOnBox(sampler.initial, sampler.domain)
     if sampler.initial is not None:
         return as_law(sampler.initial, dim, name="initial")
     if particles is not None:
@@ -260,9 +273,35 @@ def _control(sampler: JKOSampler, dim: int) -> StepControl:
     return FixedSteps(float(sampler.step_size), threshold, int(sampler.order))
 
 
-def _engine(engine: Any) -> Lagrangian:
-    if engine is None or (isinstance(engine, str) and engine == "lagrangian"):
-        return Lagrangian()
-    if isinstance(engine, Lagrangian):
-        return engine
-    raise ArgumentError(f"engine must be None, 'lagrangian' or an engines.Lagrangian, got {engine!r}.")
+def _engine(sampler: JKOSampler) -> Lagrangian:
+    """The engine for a flow of densities; a domain asks for the minimizing-movement engine."""
+    engine = sampler.engine
+    if engine is None:
+        engine = "lagrangian" if sampler.domain is None else "minimizing-movement"
+    if isinstance(engine, str) and engine in _ENGINES:
+        engine = _ENGINES[engine]()
+    if isinstance(engine, MinimizingMovement):
+        _check_pull_back(sampler)
+        return engine.for_densities()
+    if not isinstance(engine, Lagrangian):
+        raise ArgumentError(
+            f"engine must be None, one of {sorted(_ENGINES)}, an engines.Lagrangian or an engines.MinimizingMovement, "
+            f"got {engine!r}."
+        )
+    if sampler.domain is not None:
+        raise ArgumentError("domain: the Lagrangian engine moves particles in R^d; take engine='minimizing-movement'.")
+    return engine
+
+
+def _check_pull_back(sampler: JKOSampler) -> None:
+    """Refuse what the minimizing-movement engine has not for densities."""
+    if sampler.domain is not None and not isinstance(sampler.domain, Box):
+        raise ArgumentError(
+            f"domain must be a domains.Box or None (R^d) for a flow of densities, got {sampler.domain!r}."
+        )
+    if sampler.step_size is None:
+        raise ArgumentError("step_size: engine='minimizing-movement' needs fixed steps; give step_size and n_steps.")
+    if sampler.order != 1:
+        raise ArgumentError("order=2 of engine='minimizing-movement' is for L2 flows; engine='lagrangian' has it here.")
+    if sampler.mobility is not None:
+        raise ArgumentError("mobility is not for engine='minimizing-movement'; engine='lagrangian' has it.")

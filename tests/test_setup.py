@@ -64,7 +64,7 @@ def test_float32_inside_is_float64_for_numpy():
         ({"device": "nonsense"}, "device='nonsense'"),
         ({"device": 2.5}, "device=2.5"),
         ({"mobility": np.ones(2)}, "mobility"),
-        ({"domain": np.ones(2)}, "domain is for"),
+        ({"domain": np.ones(2)}, "domain must be"),
         ({"checkpoint": np.ones(2)}, "checkpoint"),
         ({"order": np.ones(2)}, "order"),
         ({"order": True}, "order must be a whole number"),

@@ -14,6 +14,7 @@ from sklearn.utils import Bunch
 from torch import Tensor, nn
 
 from jkosampler.diagnostics import Evidence
+from jkosampler.domains import Box
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.engines.step_size import Control, StepControl
 from jkosampler.laws import Law
@@ -31,7 +32,7 @@ class GradientFlow:
 
     `law` is the start that the particles can carry: the user's law, or its smooth stand-in. `start` are the particles
     to begin with, where the user gave some. `order` is that of fixed steps in time; `mobility` None is the
-    linear one.
+    linear one; no mass passes the `walls`, if there are any.
     """
 
     energy: EnergyEvaluator
@@ -43,6 +44,7 @@ class GradientFlow:
     start: Particles | None = None
     order: int = 1
     mobility: Mobility | None = None
+    walls: Box | None = None
 
 
 @dataclass(frozen=True)

@@ -76,22 +76,12 @@ def solve_collocation(
     return CollocationResult(start.misfit, end.misfit, total + n_sweeps)
 
 
-def train_ridges(
-    problem: StepProblem,
-    points: Particles,
-    weights: Tensor,
-    potential: ResNetPotential,
-    *,
-    n_draws: int | None = None,
-    max_iterations: int,
-    enough: float = 0.0,
-) -> CollocationResult | None:
-    """Solve a step for all parameters of a potential of depth 1, in place, on weighted points.
+def train_ridges(equation: StepEquation, *, max_iterations: int, enough: float = 0.0) -> CollocationResult | None:
+    """Solve a step's equation for all parameters of its potential, in place, hidden ones too.
 
-    The first `n_draws` are draws of the law. Starts from the potential as it is, and ends when the misfit is small
-    enough, or no longer falls; None where F is infinite at more than a few points.
+    Starts from the potential as it is, and ends when the misfit is small enough, or no longer falls; None where F is
+    infinite at more than a few points.
     """
-    equation = StepEquation(problem, points, weights, potential, hidden=True, n_draws=n_draws)
     start = equation.start()
     if start is None:
         return None

@@ -22,7 +22,7 @@ from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.network_step import is_ode
 from jkosampler.engines.objectives import GRADIENTS
 from jkosampler.engines.step_size import Control
-from jkosampler.engines.step_solver import StepSolver
+from jkosampler.engines.step_solver import Solution, StepSolver
 from jkosampler.engines.training import OPTIMIZERS
 from jkosampler.engines.trial import Trial, claim, escaped, judge, stationarity_of
 from jkosampler.errors import ArgumentError, FitError, TargetError
@@ -34,7 +34,6 @@ __all__ = ["Lagrangian"]
 logger = logging.getLogger(__name__)
 
 _CHECK_PARTICLES = 2000
-_OUTPOSTS = 10_000
 
 
 class Lagrangian(BaseEstimator):
@@ -82,6 +81,8 @@ class Lagrangian(BaseEstimator):
     training_dtype : torch.dtype, optional
         Of the network while it is trained; None: float32. The law is always evaluated in the sampler's dtype.
     """
+
+    n_outposts = 10_000  # held-out particles at which a map must not fold
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class Lagrangian(BaseEstimator):
             )
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
         check = Particles.draw(flow.law, _CHECK_PARTICLES, flow.generator)
-        outposts = Particles.draw(flow.law, _OUTPOSTS, flow.generator).without_score()
+        outposts = Particles.draw(flow.law, self.n_outposts, flow.generator).without_score()
         if flow.mobility is not None:
             pool = pool[pool.log_rho.argsort()]  # the thinnest first
             if not flow.energy.has_internal:  # nothing else asks for scores, which shocks make infinite
@@ -228,10 +229,14 @@ class Lagrangian(BaseEstimator):
         converged = state.flow.control.good_enough(state.discrepancy)
         return replace(state, stopped=reason, converged=converged), None
 
+    def _solve(self, state: State, control: Control) -> Solution | None:
+        """A solved step, None where its method has failed."""
+        return StepSolver(self, state, control).solve()
+
     def _try(self, state: State, control: Control) -> tuple[Trial | None, TargetError | FitError | None]:
         """A solved step as held-out particles see it, or what went wrong on the way."""
         try:
-            found = StepSolver(self, state, control).solve()
+            found = self._solve(state, control)
             if found is None:
                 return None, None
             return judge(state, found), None

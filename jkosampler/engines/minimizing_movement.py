@@ -26,6 +26,7 @@ from jkosampler.energies import FunctionalEvaluator
 from jkosampler.engines.field_step import Basis, solve_step
 from jkosampler.engines.field_training import train_step
 from jkosampler.engines.hidden_layers import band_limited, band_of, pursued
+from jkosampler.engines.push_forward import PushForward
 from jkosampler.errors import ArgumentError
 from jkosampler.fields import ACTIVATIONS, NetworkField, RidgeField, ScalarField
 
@@ -161,6 +162,12 @@ class MinimizingMovement(BaseEstimator):
         The paper does not print its number of iterations; any setting can be changed by name.
         """
         return cls(**({"optimizer": "adam", "width": _ADAM_UNITS} | changes))  # type: ignore[arg-type]
+
+    def for_densities(self) -> PushForward:
+        """The engine of Wasserstein flows with these settings."""
+        if self.optimizer != _OPTIMIZERS[0]:
+            raise ArgumentError(f"optimizer={self.optimizer!r} is for L2 flows; leave it out for densities.")
+        return PushForward(threads=self.threads, **({} if self.width is None else {"n_ridges": self.width}))
 
     def init(self, flow: FieldFlow) -> FieldState:
         """Check the energy at the initial field, and choose the points to check by."""

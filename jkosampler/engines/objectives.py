@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jkosampler.domains import Box
 from jkosampler.energies import EnergyEvaluator, Field
 from jkosampler.errors import ArgumentError
 from jkosampler.maps import Map, Pushed
@@ -34,12 +35,15 @@ __all__ = ["GRADIENTS", "ControlVariate", "Objective", "PathGradient", "Plain", 
 
 
 class StepProblem(NamedTuple):
-    """One step to solve: the energy, the coordinates, the step size tau in flow time, and a mobility if not linear."""
+    """One step to solve: the energy, the coordinates, the step size tau in flow time, a mobility if not linear, and
+    walls (a box of x) that no mass passes.
+    """
 
     energy: EnergyEvaluator
     frame: Frame
     tau: float
     mobility: Mobility | None = None
+    walls: Box | None = None
 
     @property
     def stiffness(self) -> float:

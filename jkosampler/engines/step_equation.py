@@ -44,6 +44,7 @@ class Linearised(NamedTuple):
     """F at some parameters: its misfit (nats), that and the price of far bends, and what the derivative is made of."""
 
     parameters: Tensor
+    z: Tensor  # (n, d), the points
     residual: Tensor  # (n,), F less its weighted mean
     misfit: float  # half the weighted variance of F
     value: float
@@ -99,18 +100,22 @@ class StepEquation:
         except TargetError:
             if self.draws.stop == len(self.z):
                 raise
-            self.z, self.log_rho, self.tilt, self.weights = (
-                values[self.draws] for values in (self.z, self.log_rho, self.tilt, self.weights)
-            )
+            self._keep(self.draws)
             variation, force, factor, slope = self._variation(parameters)
         usable = variation.isfinite()
         if float(self.weights[usable].sum()) < (1.0 - _MOST_LOST) * float(self.weights.sum()):
             return None
         self.draws = slice(0, int(usable[self.draws].sum()))
-        self.z, self.log_rho, self.tilt = self.z[usable], self.log_rho[usable], self.tilt[usable]
-        self.weights = self.weights[usable] / self.weights[usable].sum()
+        self._keep(usable)
+        self.weights = self.weights / self.weights.sum()
         found = self._linearised(parameters, variation[usable], force[usable], factor[usable], slope[usable])
         return found if math.isfinite(found.value) else None
+
+    def _keep(self, rows: Tensor | slice) -> None:
+        """Leave all other points out."""
+        self.z, self.log_rho, self.tilt, self.weights = (
+            values[rows] for values in (self.z, self.log_rho, self.tilt, self.weights)
+        )
 
     def parameters(self) -> Tensor:
         """Those of the potential as it is (p,)."""
@@ -146,7 +151,7 @@ class StepEquation:
     def derivative(self, now: Linearised) -> Tensor:
         """The derivative of the residual (n, p)."""
         self.set(now.parameters)
-        columns = self._derivative_at(self.z, now.force, now.inverse, now.slope, self.problem.stiffness)
+        columns = self._derivative_at(now.z, now.force, now.inverse, now.slope, self.problem.stiffness)
         return columns.sub_(self.weights @ columns)
 
     def _linearised(
@@ -158,7 +163,7 @@ class StepEquation:
             far_factor, far_log_det = self._jacobian(self.potential.hessian(self.beyond))
         far_inverse = torch.cholesky_inverse(far_factor)
         return self.priced(
-            Linearised(parameters, residual, misfit, 0.0, force, inverse, slope, far_log_det, far_inverse)
+            Linearised(parameters, self.z, residual, misfit, 0.0, force, inverse, slope, far_log_det, far_inverse)
         )
 
     def _jacobian(self, hessian: Tensor) -> tuple[Tensor, Tensor]:

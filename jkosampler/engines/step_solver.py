@@ -22,17 +22,18 @@ from jkosampler.engines.network_step import (
     training_settings,
 )
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
-from jkosampler.engines.step_equation import n_functions
+from jkosampler.engines.step_equation import StepEquation, n_functions
 from jkosampler.engines.step_size import Control
 from jkosampler.engines.training import TrainingResult, train
-from jkosampler.maps import Chain, Conjugated, DisplacementMap, GradientMap, Map
+from jkosampler.maps import Chain, Conjugated, DisplacementMap, GradientMap, Inverted, Map
 from jkosampler.particles import Particles, calibrated_weights, fewest_calibrated
 from jkosampler.potentials import ResNetPotential
+from jkosampler.walled_potential import WalledPotential
 
 if TYPE_CHECKING:
     from jkosampler.engines.lagrangian import Lagrangian
 
-__all__ = ["Solution", "StepSolver", "trained_part"]
+__all__ = ["Solution", "StepSolver", "covering", "trained_part", "unit"]
 
 _PASSES = 32  # mini-batches that a network's training points make at least
 _NEGLIGIBLE_GAIN = 1e-6  # nats, or their like: an affine step that leaves less to gain needs no more
@@ -155,7 +156,7 @@ class StepSolver:
         """Whether the affine map alone solves the step."""
         with torch.no_grad():
             moved = 0.5 * problem.stiffness * float((step(some.x)[0] - some.x).square().sum(-1).mean())
-        return self._left(problem, step, some) < _NEGLIGIBLE_GAIN * (_unit(problem, some.log_rho) or moved)
+        return self._left(problem, step, some) < _NEGLIGIBLE_GAIN * (unit(problem, some.log_rho) or moved)
 
     def _left(self, problem: StepProblem, step: Map, some: Particles) -> float:
         """What a better map could gain at most, by the Euler-Lagrange residual; infinite where nothing is known."""
@@ -213,17 +214,16 @@ class StepSolver:
         n = max(_POINTS, _PER_PARAMETER * (n_functions(potential) + width * (d + 1)))
         draws = inner[torch.randperm(len(inner), generator=generator)[:n].to(inner.x.device)].without_score()
         far = problem.frame.to_inner(
-            self._covering(0, int(_FAR_SHARE * len(draws))).without_score().push_all(self._path)
+            covering(self.flow, 0, int(_FAR_SHARE * len(draws))).without_score().push_all(self._path)
         )
         weights = torch.cat([torch.full_like(draws.log_rho, 1.0), torch.full_like(far.log_rho, _FAR_WEIGHT)])
-        points, square = draws.joined(far), _unit(problem, draws.log_rho) ** 2
+        points, square = draws.joined(far), unit(problem, draws.log_rho) ** 2
         enough, negligible = _SOLVED * square, _NEGLIGIBLE_MISFIT * square
         best: Solution | None = None
         for guess, most in tries:
             iterations = self.control.effort * most
-            found = train_ridges(
-                problem, points, weights, guess, n_draws=len(draws), max_iterations=iterations, enough=enough
-            )
+            equation = StepEquation(problem, points, weights, guess, hidden=True, n_draws=len(draws))
+            found = train_ridges(equation, max_iterations=iterations, enough=enough)
             if found is None or (best is not None and found.after >= best.training.loss):
                 continue
             step = GradientMap(guess.to(affine.shift))
@@ -257,7 +257,7 @@ class StepSolver:
         set_affine(potential, *affine.displacement)
         n = max(_SOME, _POINTS_PER_FUNCTION * n_functions(potential))
         n_tail = n if self._covers_tails() else int(_TAIL_SHARE * n)
-        points = self._covering(n - n_tail, n_tail).without_score().push_all(self._path)
+        points = covering(self.flow, n - n_tail, n_tail).without_score().push_all(self._path)
         weights = torch.cat([torch.ones(n - n_tail), torch.full((n_tail,), _TAIL_WEIGHT)])
         found = solve_collocation(
             problem, problem.frame.to_inner(points), weights.to(points.x), potential, n_draws=n - n_tail
@@ -294,25 +294,26 @@ class StepSolver:
 
     def _training_points(self) -> Particles:
         n = max(self.flow.n_particles, _PASSES * self.engine.batch_size)
-        return self._covering(0, n) if self._covers_tails() else self._covering(n, 0)
+        return covering(self.flow, 0, n) if self._covers_tails() else covering(self.flow, n, 0)
 
-    def _covering(self, n_draws: int, n_spread: int) -> Particles:
-        """Draws of the initial law, and points spread evenly out to its tails."""
-        law, generator = self.flow.law, self.flow.generator
-        if n_spread == 0:
-            return Particles.draw(law, n_draws, generator)
-        spread = Particles.draw_spread(law, n_spread, generator)
-        return Particles.draw(law, n_draws, generator).joined(spread) if n_draws else spread
+
+def covering(flow: GradientFlow, n_draws: int, n_spread: int) -> Particles:
+    """Draws of the initial law, and points spread evenly out to its tails."""
+    if n_spread == 0:
+        return Particles.draw(flow.law, n_draws, flow.generator)
+    spread = Particles.draw_spread(flow.law, n_spread, flow.generator)
+    return Particles.draw(flow.law, n_draws, flow.generator).joined(spread) if n_draws else spread
 
 
 def trained_part(step: Map) -> nn.Module | None:
     """What the next step may start from: a field, or a potential with ridges or a network."""
     if isinstance(step, DisplacementMap):
         return step.field
-    potential = getattr(step, "potential", None)
+    potential = getattr(step.backward if isinstance(step, Inverted) else step, "potential", None)
+    potential = potential.inner if isinstance(potential, WalledPotential) else potential
     return potential if isinstance(potential, ResNetPotential) and potential.depth else None
 
 
-def _unit(problem: StepProblem, log_rho: Tensor) -> float:
+def unit(problem: StepProblem, log_rho: Tensor) -> float:
     """The energy of thermal motion, the mean of P / rho: one nat where the internal energy is the entropy."""
     return float(problem.energy.pressure_per_mass(log_rho).mean())

@@ -203,7 +203,7 @@ def _identity_residual(
 ) -> float:
     """Residual of the identities of the exact step; with pressure p they are those of the entropy at p tau, V / p."""
     pressure = float(energy.pressure_per_mass(after.log_rho).mean())
-    if pressure <= 0.0 or len(shift) <= shift.shape[1] or problem.mobility is not None:
+    if pressure <= 0.0 or len(shift) <= shift.shape[1] or problem.mobility or problem.walls:
         return float("nan")
     arrays = [array.cpu().numpy() for array in (shift, after.x, gradient / pressure)]
     return step_identities(arrays[0], arrays[1], arrays[2], pressure / problem.stiffness).residual

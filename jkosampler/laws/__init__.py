@@ -10,11 +10,13 @@ from jkosampler.laws.compact import Ball, Barenblatt, Parabola
 from jkosampler.laws.composite import Mixture, Product
 from jkosampler.laws.elementary import Gaussian, Law, Normal, Uniform
 from jkosampler.laws.foreign import CallableLaw, TorchLaw, as_law
+from jkosampler.laws.on_box import DensityOnBox
 
 __all__ = [
     "Ball",
     "Barenblatt",
     "CallableLaw",
+    "DensityOnBox",
     "Gaussian",
     "Law",
     "Mixture",

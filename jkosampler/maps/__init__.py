@@ -8,6 +8,7 @@ several in a row.
 from jkosampler.maps.base import Map, Pushed, cholesky_and_log_det, inversion_error
 from jkosampler.maps.composed import Chain, Conjugated
 from jkosampler.maps.displacement import DisplacementMap, RidgeField
+from jkosampler.maps.inverted import Inverted
 from jkosampler.maps.ode import INTEGRATORS, ODEMap
 from jkosampler.maps.straight import GradientMap, StraightMap
 
@@ -17,6 +18,7 @@ __all__ = [
     "Conjugated",
     "DisplacementMap",
     "GradientMap",
+    "Inverted",
     "Map",
     "ODEMap",
     "Pushed",

@@ -15,6 +15,7 @@ from jkosampler.maps.base import (
     solve,
 )
 from jkosampler.potentials import ResNetPotential
+from jkosampler.walled_potential import WalledPotential
 
 __all__ = ["GradientMap", "StraightMap"]
 
@@ -45,6 +46,11 @@ class StraightMap(Map):
     def forward(self, x: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
         shift, jacobian = self._parts(x, fraction)
         return x + shift, self.log_det(jacobian)
+
+    def jacobian_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The Jacobian (n, d, d) of the map and its log determinant (n,)."""
+        jacobian = self._parts(x)[1]
+        return jacobian, self.log_det(jacobian)
 
     def positions(self, x: Tensor) -> Tensor:
         return x + self.displacement(x)
@@ -120,7 +126,7 @@ class GradientMap(StraightMap):
         Largest error `|T(x) - y|` of the inverse, relative to `1 + |y|`.
     """
 
-    def __init__(self, potential: ResNetPotential, *, tolerance: float = 1e-10) -> None:
+    def __init__(self, potential: ResNetPotential | WalledPotential, *, tolerance: float = 1e-10) -> None:
         super().__init__(tolerance)
         if potential.time_input:
             raise ArgumentError("GradientMap takes a potential without time input; give a time to ODEMap instead.")

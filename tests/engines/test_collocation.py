@@ -27,6 +27,7 @@ from jkosampler.laws import Normal
 from jkosampler.maps import GradientMap
 from jkosampler.metrics import Frame
 from jkosampler.particles import Particles
+from jkosampler.potentials import ResNetPotential
 
 
 def small_problem(energy: Energy, n: int, tau: float = 0.4) -> tuple[StepProblem, Particles, Tensor]:
@@ -122,6 +123,10 @@ def test_tails_are_defended_by_the_error_of_the_equation() -> None:
     assert float(far.mean() - near.mean()) > 0.5 * (2.0 * result.after) ** 0.5
 
 
+def trained(problem: StepProblem, points: Particles, potential: ResNetPotential) -> StepEquation:
+    return StepEquation(problem, points, even(points), potential, hidden=True)
+
+
 class TestTrainedRidges:
     @pytest.mark.parametrize("width", [10, 20])
     @pytest.mark.parametrize("metric", ["wasserstein", "kalman"])
@@ -132,7 +137,7 @@ class TestTrainedRidges:
         problem = StepProblem(evaluator(KL(gaussian_log_target(WORKED)), 2), frame, 0.3)
         points = frame.to_inner(draw(gaussian_law(WORKED), 600))
         potential = ridge_potential(width, to_train=True)
-        result = train_ridges(problem, points, even(points), potential, max_iterations=60)
+        result = train_ridges(trained(problem, points, potential), max_iterations=60)
         assert result is not None
         assert result.before > 1.0
         assert result.after < 1e-6
@@ -149,7 +154,7 @@ class TestTrainedRidges:
         problem = StepProblem(evaluator(target, 1), Frame(torch.zeros(1, dtype=torch.float64), unit, 1.0), 0.1)
         points = draw(start, 1500)
         potential = ridge_potential(64, dim=1, to_train=True)
-        result = train_ridges(problem, points, even(points), potential, max_iterations=80)
+        result = train_ridges(trained(problem, points, potential), max_iterations=80)
         assert result is not None
         assert result.after < 1e-6 < 1e-3 * result.before
         kept = (np.cumsum(exact.mass) > 1e-3) & (np.cumsum(exact.mass) < 1.0 - 1e-3)
@@ -167,7 +172,7 @@ class TestTrainedRidges:
         misfits = []
         for most in (1, 3, 10):
             potential = ridge_potential(8, to_train=True)
-            result = train_ridges(problem, points, even(points), potential, max_iterations=most)
+            result = train_ridges(trained(problem, points, potential), max_iterations=most)
             assert result is not None
             assert result.n_iterations <= most
             misfits.append(result.after)
@@ -179,7 +184,7 @@ class TestTrainedRidges:
     def test_it_does_not_fold_at_its_points(self) -> None:
         problem, points, _ = small_problem(KL(lambda x: -8.0 * (x.square().sum(-1) - 1.0).square()), 500, tau=0.05)
         potential = ridge_potential(12, to_train=True)
-        assert train_ridges(problem, points, even(points), potential, max_iterations=40) is not None
+        assert train_ridges(trained(problem, points, potential), max_iterations=40) is not None
         hessian = potential.hessian(points.x).detach()
         assert float(torch.linalg.eigvalsh(hessian)[:, 0].min()) > -1.0
 
@@ -189,5 +194,5 @@ class TestTrainedRidges:
         )
         potential = ridge_potential(8, to_train=True)
         before = {name: value.clone() for name, value in potential.state_dict().items()}
-        assert train_ridges(problem, points, even(points), potential, max_iterations=10) is None
+        assert train_ridges(trained(problem, points, potential), max_iterations=10) is None
         torch.testing.assert_close(dict(potential.state_dict()), before, rtol=0.0, atol=0.0)

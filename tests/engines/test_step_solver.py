@@ -15,6 +15,7 @@ from jkosampler.energies import KL
 from jkosampler.engines import Lagrangian, step_solver
 from jkosampler.engines.collocation import train_ridges
 from jkosampler.engines.objectives import StepProblem
+from jkosampler.engines.step_equation import StepEquation
 from jkosampler.engines.step_size import AdaptiveSteps, Control
 from jkosampler.engines.step_solver import StepSolver
 from jkosampler.laws import Gaussian
@@ -100,9 +101,9 @@ def test_the_next_network_starts_from_the_hidden_layers_of_the_last() -> None:
 def test_the_next_ridges_start_from_the_last_ones_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     guesses: list[dict[str, Tensor]] = []
 
-    def watched(problem: Any, points: Any, weights: Tensor, potential: ResNetPotential, **most: Any) -> Any:
-        guesses.append({name: value.clone() for name, value in potential.state_dict().items()})
-        return train_ridges(problem, points, weights, potential, **most)
+    def watched(equation: StepEquation, **most: Any) -> Any:
+        guesses.append({name: value.clone() for name, value in equation.potential.state_dict().items()})
+        return train_ridges(equation, **most)
 
     monkeypatch.setattr(step_solver, "train_ridges", watched)
     engine, state = start(n_ridges=24)

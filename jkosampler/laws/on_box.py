@@ -1,0 +1,114 @@
+"""The law of a density that a function gives on a box: where a density flow between walls starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from jkosampler.errors import ArgumentError, StartError, describe_points
+from jkosampler.laws.elementary import Law
+
+if TYPE_CHECKING:
+    from jkosampler.domains import Box
+
+__all__ = ["DensityOnBox"]
+
+_POINTS = 2**14
+_MARGIN = 1.2  # of the largest density seen, for the bound by which draws are rejected
+_SEED = 20231
+
+
+class DensityOnBox(Law):
+    """The law with density proportional to u on a box, and none outside; its mass is the integral of u.
+
+    Its density does not vanish at the walls. It has a score nevertheless: a flow between walls lets no mass through.
+
+    Parameters
+    ----------
+    density : callable
+        u(x) >= 0, (n, d) -> (n,), differentiable by torch.
+    box : Box
+
+    Raises
+    ------
+    StartError
+        u is negative or not finite at some points, or zero everywhere.
+    """
+
+    def __init__(self, density: Callable[[Tensor], Tensor], box: Box) -> None:
+        super().__init__(box.dim)
+        self.density, self.box = density, box
+        method = "gauss" if box.dim <= 2 else "sobol"
+        points = box.quadrature(_POINTS, torch.Generator().manual_seed(_SEED), method)
+        values = self._values(points.x)
+        total = float(points.weights @ values)
+        if total <= 0.0:
+            raise StartError("initial is zero everywhere in the domain: it must be a density with positive mass.")
+        self.mass, self._log_total = total, math.log(total)
+        self._bound = _MARGIN * float(values.max())
+        self._points_seen, self._probabilities = points.x, points.weights * values.detach() / total
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean (d,), by quadrature."""
+        return self._moments[0]
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance (d, d), by quadrature."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        x, weights = self._points_seen, self._probabilities
+        mean = weights @ x
+        moments = mean, (x - mean).mT @ (weights[:, None] * (x - mean))
+        return moments[0].to(self.device, self.dtype), moments[1].to(self.device, self.dtype)
+
+    def _values(self, x: Tensor) -> Tensor:
+        """U (n,) at points of the box."""
+        values = self.density(x)
+        if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ArgumentError(f"initial must return a tensor of shape ({len(x)},), got {found}.")
+        bad = ~(values.detach() >= 0.0) | values.detach().isinf()
+        if bool(bad.any()):
+            points, rows = x.detach().cpu().double().numpy(), bad.nonzero()[:, 0].cpu().numpy()
+            raise StartError(
+                f"initial must be a density, finite and not negative, but is not at {len(rows)} points: "
+                f"{describe_points(points, rows)}.",
+                points[rows[:10]],
+                rows,
+            )
+        return values
+
+    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draws by rejection; all are made again where the bound turns out too low."""
+        parts: list[Tensor] = []
+        found = 0
+        while found < n:
+            x = self.box.sample(4 * (n - found) + 256, generator)
+            values = self._values(x)
+            highest = float(values.max())
+            if highest > self._bound:
+                self._bound, parts, found = _MARGIN * highest, [], 0
+                continue
+            kept = x[torch.rand(len(x), generator=generator, dtype=torch.float64) * self._bound < values]
+            parts.append(kept)
+            found += len(kept)
+        return torch.cat(parts)[:n].detach()
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        inside = self.box.contains(x)
+        centre = ((self.box.lower + self.box.upper) / 2.0).to(x)
+        value = self._values(torch.where(inside[:, None], x, centre)).log() - self._log_total
+        return torch.where(inside, value, -math.inf)
+
+    def describe(self) -> str:
+        """Say in a few words which law this is."""
+        return f"law of a given density on {self.box!r}"
