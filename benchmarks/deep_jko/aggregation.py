@@ -10,8 +10,8 @@ from functools import cache
 
 import numpy as np
 import reference_pde as pde
+from measures import Measure, fitted, fresh_particles
 
-from deep_jko.measures import Measure, fitted, fresh_particles
 from jkosampler import JKOSampler, energies, laws
 
 __all__ = ["aggregation"]

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import oracles
+from measures import Measure, fitted
 from scipy.stats import multivariate_normal
 from sklearn.datasets import make_spd_matrix
 
-from deep_jko.measures import Measure, fitted
 from jkosampler import JKOSampler, laws
 
 __all__ = ["ornstein_uhlenbeck"]

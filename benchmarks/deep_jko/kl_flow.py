@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import reference_pde as pde
 import torch
+from measures import Measure, fitted, fresh_particles, mean_and_error, relative_l2
 from reference_line import step_on_line
 from scipy.integrate import cumulative_simpson
 from scipy.interpolate import CubicSpline
 from scipy.special import logsumexp
 
-from deep_jko.measures import Measure, fitted, fresh_particles, mean_and_error, relative_l2
 from jkosampler import laws
 
 __all__ = ["exact_plane_density", "four_in", "plane_problem", "ten_dimensions", "two_to_four"]

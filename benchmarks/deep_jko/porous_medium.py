@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import reference_pde as pde
+from measures import Measure, fitted, fresh_particles, relative_l2
 
-from deep_jko.measures import Measure, fitted, fresh_particles, relative_l2
 from jkosampler import JKOSampler, energies, laws
 
 __all__ = ["SETTINGS", "Setting", "fit", "second_order", "steps"]
