@@ -115,7 +115,7 @@ class _Problem:
 
 
 class SolvedStep(NamedTuple):
-    """The minimiser's coordinates (r,), its values (n,) at the points, its energy, d^2 / (2 tau), and L-BFGS's work.
+    """The minimiser's coordinates (r,), its values (n,) at the points, its energy, d^2, and L-BFGS's work.
 
     `slow` says that the work was much: the coordinates suit the energy no longer.
     """
@@ -172,7 +172,7 @@ def solve_step(basis: Basis, energy: FunctionalEvaluator, before: Tensor, start:
     c = start + problem.scale * e
     u, gradient = basis.evaluate(c)
     found = float(weights @ energy.value(x, u, gradient))
-    cost = float(weights @ (u - before).square()) / (2.0 * basis.tau)
+    cost = float(weights @ (u - before).square())
     if not math.isfinite(found + cost):
         raise FitError("the objective of a step is not finite: take a smaller step_size, or look at the energy.")
     return SolvedStep(c, u, found, cost, count)

@@ -256,9 +256,9 @@ class MinimizingMovement(BaseEstimator):
         u, gradient = network.with_gradient(points.x)
         moved = (u - before(points.x)).square()
         energy = float(points.weights @ flow.energy.value(points.x, u, gradient))
-        cost = float(points.weights @ moved) / (2.0 * flow.step_size)
+        cost = float(points.weights @ moved)
         state, record = _judged(state, network, state.seen.u, flow.step_size)
-        record.update(energy=energy, transport_cost=cost, loss=energy + cost)
+        record.update(energy=energy, transport_cost=cost, loss=energy + cost / (2.0 * flow.step_size))
         record.update(n_iterations=self.n_iterations, width=width)
         return replace(state, network=network), record
 
@@ -290,9 +290,9 @@ def _by_projection(state: FieldState) -> tuple[FieldState, Bunch]:
         before = torch.lerp(before, middle(state.check.x), s)
         solved = solve_step(basis, flow.energy, torch.lerp(u, solved.u, s), solved.coordinates)
         n_iterations += solved.n_iterations
-    cost = float(basis.points.weights @ (solved.u - u).square()) / (2.0 * flow.step_size)
+    cost = float(basis.points.weights @ (solved.u - u).square())
     state, record = _judged(state, basis.field(solved.coordinates), before, basis.tau)
-    record.update(energy=solved.energy, transport_cost=cost, loss=solved.energy + cost)
+    record.update(energy=solved.energy, transport_cost=cost, loss=solved.energy + cost / (2.0 * flow.step_size))
     record.update(n_iterations=n_iterations, width=len(basis.layer.phases))
     state = replace(state, u=solved.u, coordinates=solved.coordinates, basis=None if solved.slow else basis)
     return state, record

@@ -33,6 +33,7 @@ _NOWHERE = 1e30  # no target is there: particles that come so far have escaped
 class Trial(NamedTuple):
     """A solved step of flow time tau, the held-out particles after it, and what they say.
 
+    `slack` is E(rho) - E(rho') - d^2 / (2 tau), with its standard error: not negative for a step that is solved.
     `residual` is that of the step's first-order identities, `optimality_gap` (nats) bounds what a better map could
     gain where the energy is displacement convex; of a step of several stages, those of the last. `claim`,
     `missing_evidence` and `warm_start` are for `State`.
@@ -46,6 +47,7 @@ class Trial(NamedTuple):
     outposts: Particles
     judgement: Judgement
     dissipation: float
+    slack: tuple[float, float]
     training: TrainingResult
     residual: float
     optimality_gap: float
@@ -66,6 +68,9 @@ class Trial(NamedTuple):
             energy_change=mass * self.judgement.energy_change,
             energy_change_se=mass * self.judgement.standard_error,
             transport_cost=mass * self.judgement.transport_cost,
+            slack=mass * self.slack[0],
+            slack_se=mass * self.slack[1],
+            descends=self.slack[0] >= -3.0 * self.slack[1] - self.judgement.relief,
             loss=self.training.loss,
             n_iterations=self.training.n_iterations,
             residual=self.residual,
@@ -110,6 +115,9 @@ def judge(state: State, solution: Solution) -> Trial | None:
         relief = (solution.barrier.at(start.log_rho) - solution.barrier.at(check.log_rho))[inside]
     before, after = frame.to_inner(start[inside]), frame.to_inner(check[inside])
     shift, whole_shift = after.x - before.x, after.x - frame.to_inner(state.check[inside]).x
+    tau = state.control.tau if state.control.exact else problem.tau
+    moved = frame.cost * _resistance(problem, step, before) * whole_shift.square().sum(-1)
+    gain = -change - moved / (2.0 * tau)
     discrepancy, dissipation = stationarity_of(energy, check, field, inside)
     n_outside, n_outside_before = (int((~v.isfinite()).sum()) for v in (values, state.values))
     seen = claim(energy, values)
@@ -117,7 +125,7 @@ def judge(state: State, solution: Solution) -> Trial | None:
     judgement = Judgement(
         energy_change=float(change.mean()),
         standard_error=float((change - relief).std()) / len(change) ** 0.5,
-        transport_cost=frame.cost * float((_resistance(problem, step, before) * whole_shift.square().sum(-1)).mean()),
+        transport_cost=float(moved.mean()),
         discrepancy=discrepancy,
         integration_error=_integration_error(step, before, problem),
         lost_mass=missing is not None,
@@ -127,13 +135,14 @@ def judge(state: State, solution: Solution) -> Trial | None:
     inner_gradient = field.gradient[inside] @ frame.factor
     return Trial(
         outer,
-        state.control.tau if state.control.exact else problem.tau,
+        tau,
         solution.method,
         check,
         values,
         outposts,
         judgement,
         dissipation,
+        (float(gain.mean()), float(gain.std()) / len(gain) ** 0.5),
         solution.training,
         residual=_identity_residual(energy, problem, shift, after, inner_gradient),
         optimality_gap=_optimality_gap(energy, problem, shift, after, inner_gradient),
