@@ -16,7 +16,7 @@ from jkosampler._arguments import warn_user
 from jkosampler._inputs import as_device, as_dtype, starting_particles, whole_number
 from jkosampler._setup_fields import FieldSetup, is_field_flow
 from jkosampler.domains import Box, Domain
-from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy
+from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy, L2Functional
 from jkosampler.engines import GradientFlow, Lagrangian, MinimizingMovement, State
 from jkosampler.engines.push_forward import PushForward
 from jkosampler.engines.step_size import AdaptiveSteps, FixedSteps, StepControl
@@ -117,6 +117,14 @@ def checked(sampler: JKOSampler, X: Any, generator: torch.Generator) -> Setup | 
         raise ArgumentError(f"domain must be one of jkosampler.domains, or None for R^d, got {sampler.domain!r}.")
     if is_field_flow(sampler):
         return FieldSetup.of(sampler, X, generator)
+    _metric(sampler.metric, "wasserstein")
+    if isinstance(sampler.energy, Energy) and any(isinstance(term, L2Functional) for _, term in sampler.energy.terms()):
+        raise ArgumentError(f"metric={sampler.metric!r}: energies of fields have their flow in the L2 metric, 'l2'.")
+    if sampler.initial is not None and isinstance(sampler.initial, Tensor | np.ndarray | list | tuple):
+        raise ArgumentError(
+            "initial must be a law of jkosampler.laws or a torch Distribution, got points or numbers; starting "
+            "particles go to fit(X)."
+        )
     return Setup.of(sampler, X, generator)
 
 
@@ -149,11 +157,6 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
     if sampler.order == 2 and sampler.step_size is None:
         raise ArgumentError(
             "order=2 is that of fixed steps: give step_size; without it only the end of the flow matters."
-        )
-    if sampler.initial is not None and isinstance(sampler.initial, Tensor | np.ndarray | list | tuple):
-        raise ArgumentError(
-            "initial must be a law of jkosampler.laws or a torch Distribution, got points or numbers; starting "
-            "particles go to fit(X)."
         )
     for name in ("step_size", "max_time", "max_target_evaluations"):
         value = getattr(sampler, name)

@@ -69,7 +69,7 @@ class FieldSetup:
         problem = FieldFlow(
             energy=FunctionalEvaluator(energy),
             domain=domain,
-            initial=GivenField(sampler.initial),
+            initial=GivenField(sampler.initial, domain),
             step_size=positive_number(sampler.step_size, "step_size"),
             order=int(sampler.order),
             generator=generator,

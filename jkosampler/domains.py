@@ -25,6 +25,7 @@ from jkosampler.errors import ArgumentError
 __all__ = ["QUADRATURES", "Ball", "Box", "Domain", "LShape", "Quadrature", "Region"]
 
 QUADRATURES = ("gauss", "sobol", "monte-carlo")
+_NODES = 256  # of Gauss and Legendre's rule at most, in a panel of an axis
 _VOLUME_POINTS = 2**17
 _VOLUME_SEED = 20231
 _TRIES = 40  # batches of points after which a region counts as empty
@@ -82,6 +83,7 @@ class Domain(ABC):
             "gauss" is the tensor product of Gauss and Legendre's rule in a box; in other regions of the plane
             it is that in cells, and along lines in those that the boundary cuts.
         """
+        n = whole_number(n, "n", 1)
         if method not in QUADRATURES:
             raise ArgumentError(f"quadrature must be one of {QUADRATURES}, got {method!r}.")
         if method == "gauss":
@@ -134,7 +136,7 @@ class Box(Domain):
         low, high = (torch.atleast_1d(float_tensor(v, n)) for v, n in ((lower, "lower"), (upper, "upper")))
         d = max(len(low), len(high)) if dim is None else whole_number(dim, "dim", 1)
         for corner, name in ((low, "lower"), (high, "upper")):
-            if corner.ndim != 1 or len(corner) not in (1, d):
+            if not corner.numel() or corner.ndim != 1 or len(corner) not in (1, d):
                 raise ArgumentError(f"{name} must be a number or have shape ({d},), got shape {tuple(corner.shape)}.")
         low, high = low.cpu().expand(d).clone(), high.cpu().expand(d).clone()
         if not bool((low < high).all()):
@@ -152,11 +154,14 @@ class Box(Domain):
 
     def _gauss(self, n: int) -> Quadrature:
         per_axis = max(1, math.ceil(n ** (1.0 / self.dim) - 1e-9))
-        nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(per_axis))
-        half = (self.upper - self.lower) / 2.0
-        axes = [low + h * (nodes + 1.0) for low, h in zip(self.lower, half, strict=True)]
-        x = torch.cartesian_prod(*axes).reshape(-1, self.dim)
-        weight = torch.cartesian_prod(*[h * weights for h in half]).reshape(-1, self.dim).prod(-1)
+        panels = math.ceil(per_axis / _NODES)  # many nodes are dear to find, and no better than some in each panel
+        nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(math.ceil(per_axis / panels)))
+        unit = ((torch.arange(panels)[:, None] + (nodes + 1.0) / 2.0) / panels).flatten()
+        shares = (weights / (2.0 * panels)).repeat(panels)
+        side = self.upper - self.lower
+        x = torch.cartesian_prod(*[low + s * unit for low, s in zip(self.lower, side, strict=True)])
+        weight = torch.cartesian_prod(*[s * shares for s in side]).reshape(-1, self.dim).prod(-1)
+        x = x.reshape(-1, self.dim)
         return Quadrature(x, weight)
 
     def __repr__(self) -> str:
@@ -235,6 +240,8 @@ class Ball(Region):
 
     def __init__(self, center: Any = 0.0, radius: float = 1.0, *, dim: int | None = None) -> None:
         point, r = torch.atleast_1d(float_tensor(center, "center")).cpu(), positive_number(radius, "radius")
+        if point.ndim != 1 or len(point) not in (1, dim or len(point)):
+            raise ArgumentError(f"center must be a number or have shape ({dim or 'd'},), got {tuple(point.shape)}.")
         box = Box(point - r, point + r, dim=dim)
         self.center, self.radius, d = (box.lower + box.upper) / 2.0, r, box.dim
         volume = math.exp(0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1.0)) * r**d

@@ -40,8 +40,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
     log_target : callable or Target, optional
         Unnormalised log density, torch tensor (n, d) -> (n,), differentiable; or a `Target`. The energy is then
         its Kullback-Leibler divergence.
-    metric : {"kalman", "wasserstein"} or Metric, optional
-        None: "kalman" for a `log_target`, "wasserstein" for an `energy`.
+    metric : {"kalman", "wasserstein", "l2"} or Metric, optional
+        None: "kalman" for a `log_target`, "wasserstein" for an `energy` of densities, "l2" for one of fields.
     mobility : "exclusion", callable or Mobility, optional
         M(rho) of the flow; None: rho itself. "exclusion" is rho (1 - rho), and a callable takes densities (n,). Needs
         fixed steps of order 1.
@@ -49,14 +49,16 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         d; may be left out when the target or the initial law knows it.
     energy : Energy, optional
         An energy instead of `log_target`.
-    initial : Law or torch Distribution, optional
-        Law of the particles at t = 0; None: the target's prior, else N(0, I). Where its density jumps and
-        `step_size` is None, a smooth law takes its place: `start_note_` and the logger "jkosampler" say so, and
+    initial : Law, torch Distribution or callable, optional
+        For an L2 flow, the field u(x) at t = 0, (n, d) -> (n,); on a box, such a density. Else the law of the particles
+        at t = 0; None: the target's prior, else N(0, I). Where its density jumps and `step_size` is None, a smooth law
+        takes its place: `start_note_` and the logger "jkosampler" say so, and
         `logging.getLogger("jkosampler").setLevel(logging.ERROR)` silences that.
-    domain : optional
-        None, for R^d; other domains are not in this version.
-    engine : Engine or {"lagrangian"}, optional
-        None: `engines.Lagrangian()`.
+    domain : Domain, optional
+        Where the field of an L2 flow lives; or a `domains.Box` with an `initial` density on it, for a flow of densities
+        between walls. None: R^d.
+    engine : Engine or {"lagrangian", "minimizing-movement"}, optional
+        None: `engines.MinimizingMovement()` for L2 flows and on a domain, else `engines.Lagrangian()`.
     step_size : float, optional
         Flow time tau of every step, which is then solved as the JKO step of that size. None: adaptive, when only
         the end of the flow matters.

@@ -118,4 +118,4 @@ def as_metric(metric: object) -> Metric:
         return metric
     if isinstance(metric, str) and metric in names:
         return names[metric]()
-    raise ArgumentError(f"metric must be one of {sorted(names)} or a Metric object, got {metric!r}.")
+    raise ArgumentError(f"metric must be one of {[*sorted(names), 'l2']} or a Metric object, got {metric!r}.")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from jkosampler import _plot_data as data
 from jkosampler import _plot_style as style
+from jkosampler._plot_fields import plot_fields
 from jkosampler._plot_flow import plot_energy, plot_paths, plot_profile, plot_ring
 from jkosampler.errors import ArgumentError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "plot_density_evolution",
     "plot_energy",
+    "plot_fields",
     "plot_pairs",
     "plot_paths",
     "plot_posterior_contours",

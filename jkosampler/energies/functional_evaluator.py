@@ -65,6 +65,10 @@ class FunctionalEvaluator:
         few = max(1, len(x) // 2)
         whole, part = self.integrand(x, u, gradient), self.integrand(x[:few], u[:few], gradient[:few])
         self.curvature(x[:few], u[:few], gradient[:few])
+        elsewhere = self.value(x, u + 0.1 * (1.0 + u.abs()), gradient + 0.1 * (1.0 + gradient.abs()))
+        flat = (whole.by_u == 0.0) & (whole.by_gradient == 0.0).all(1)
+        if bool(flat.all()) and not torch.allclose(elsewhere, whole.value):
+            raise TargetGradientError("phi of the energy must be made of torch operations on u and grad_u.")
         if not torch.allclose(whole.value[:few], part.value, rtol=1e-6, atol=1e-9 * float(whole.value.abs().max())):
             raise TargetCallError("phi of the energy must treat points alike, whatever else is in the batch.")
 
@@ -91,7 +95,7 @@ class FunctionalEvaluator:
         return found
 
     def curvature(self, x: Tensor, u: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Second derivatives of phi: in u (n,), and in grad u (n, d, d)."""
+        """Second derivatives of phi: in u (n,), and in grad u (n, d, d); zero where phi has none, as at a kink."""
         self._count(x)
         with torch.inference_mode(False), torch.enable_grad():
             leaf, slope = u.detach().requires_grad_(True), gradient.detach().requires_grad_(True)
@@ -99,10 +103,14 @@ class FunctionalEvaluator:
             by_u, by_gradient = _derivatives(value, leaf, slope, keep=True)
             uu = _derivatives(by_u, leaf, slope, keep=True)[0]
             rows = [_derivatives(by_gradient[:, i], leaf, slope, keep=True)[1] for i in range(gradient.shape[1])]
-        return uu.detach(), torch.stack(rows, 1).detach()
+        by_both = torch.stack(rows, 1).detach()
+        return torch.nan_to_num(uu.detach(), 0.0, 0.0, 0.0), torch.nan_to_num(by_both, 0.0, 0.0, 0.0)
 
     def equation(self, x: Tensor, u: Tensor, gradient: Tensor, hessian: Tensor) -> Tensor:
-        """The right side of the flow, `div(d phi / d grad u) - d phi / d u`, (n,), from u and its derivatives."""
+        """The right side of the flow, `div(d phi / d grad u) - d phi / d u`, (n,), from u and its derivatives.
+
+        NaN where phi has no second derivatives.
+        """
         self._count(x)
         with torch.inference_mode(False), torch.enable_grad():
             place, leaf, slope = (value.detach().requires_grad_(True) for value in (x, u, gradient))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from jkosampler.domains import Quadrature
 from jkosampler.energies import FunctionalEvaluator
-from jkosampler.errors import FitError
-from jkosampler.fields import RidgeField, ScalarField
+from jkosampler.errors import FitError, TargetError
+from jkosampler.fields import CosineField, ScalarField
 
 __all__ = ["Basis", "SolvedStep", "solve_step"]
 
@@ -37,7 +37,7 @@ class Basis:
     """
 
     def __init__(
-        self, layer: RidgeField, points: Quadrature, tau: float, energy: FunctionalEvaluator, at: ScalarField
+        self, layer: CosineField, points: Quadrature, tau: float, energy: FunctionalEvaluator, at: ScalarField
     ) -> None:
         self.layer, self.points, self.tau = layer, points, tau
         x, weights = points
@@ -51,6 +51,8 @@ class Basis:
             weighted = slopes * (factor @ layer.slopes.mT)
             matrix += weighted.mT @ weighted
         eigenvalues, vectors = torch.linalg.eigh(matrix)
+        if not bool(eigenvalues[-1] > 0.0):  # nor NaN
+            raise FitError("the energy's second derivatives are not finite: its step has no matrix.")
         kept = eigenvalues > _DEPENDENT * eigenvalues[-1]
         self._to_units = vectors[:, kept] / eigenvalues[kept].sqrt()
         self._values = values @ self._to_units
@@ -68,7 +70,7 @@ class Basis:
             total = total + slope.mT @ (weights * column)
         return total
 
-    def field(self, c: Tensor) -> RidgeField:
+    def field(self, c: Tensor) -> CosineField:
         """The network of coordinates c."""
         return self.layer.with_coefficients(self._to_units @ c)
 
@@ -165,9 +167,14 @@ def solve_step(basis: Basis, energy: FunctionalEvaluator, before: Tensor, start:
             nonlocal count
             count += 1
             value, e.grad = problem.slope(e.detach())
-            return torch.tensor(value)
+            return torch.tensor(value, dtype=torch.float64)
 
-        optimizer.step(closure)
+        try:
+            optimizer.step(closure)
+        except TargetError as error:
+            raise FitError(
+                f"a step has no minimum that the fit can find: take a smaller step_size. ({error})"
+            ) from error
         e = e.detach()
     c = start + problem.scale * e
     u, gradient = basis.evaluate(c)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jkosampler.domains import Domain
 from jkosampler.engines.levenberg_marquardt import levenberg_marquardt
-from jkosampler.fields import RidgeField
+from jkosampler.fields import CosineField
 
 __all__ = ["band_limited", "band_of", "pursued"]
 
@@ -32,7 +32,7 @@ _EXACT = 1e-7  # relative misfit below which nothing is left to find
 _RIDGE = 1e-10  # relative, in the linear least squares of nearly dependent units
 
 
-def band_limited(domain: Domain, n_units: int, generator: torch.Generator) -> RidgeField:
+def band_limited(domain: Domain, n_units: int, generator: torch.Generator) -> CosineField:
     """Units of evenly distributed frequencies: a constant, and n_units - 1 within the band that they resolve.
 
     A cube of side 2 has room for `2^d |B_W| / (2 pi)^d` functions of frequencies in the ball B_W of radius W.
@@ -45,7 +45,7 @@ def band_limited(domain: Domain, n_units: int, generator: torch.Generator) -> Ri
     radius = band * torch.from_numpy(level[:, d:]) ** (1.0 / d)
     phases = 2.0 * math.pi * torch.rand(n_units - 1, generator=generator, dtype=torch.float64)
     zero = torch.zeros(1, dtype=torch.float64)
-    return RidgeField(*domain.frame(), torch.cat([zero.expand(1, d), radius * direction]), torch.cat([zero, phases]))
+    return CosineField(*domain.frame(), torch.cat([zero.expand(1, d), radius * direction]), torch.cat([zero, phases]))
 
 
 def band_of(n_units: int, d: int) -> float:
@@ -57,12 +57,12 @@ def band_of(n_units: int, d: int) -> float:
 def pursued(
     domain: Domain, x: Tensor, values: Tensor, fresh: Tensor, fresh_values: Tensor, *, n_units: int,
     generator: torch.Generator, frequencies: Tensor | None = None,
-) -> tuple[RidgeField, float]:  # fmt: skip
+) -> tuple[CosineField, float]:  # fmt: skip
     """Units for a field of these values (n,) at x (n, d), and the relative misfit left at fresh points.
 
     A round screens thousands of sparse random frequencies by how much of the misfit each would explain, climbs from the
-    best, adds those that fresh points confirm, and refines all by Levenberg and Marquardt's method. Earlier
-    `frequencies` (m, d) are kept.
+    best, adds those that fresh points confirm, and refines all by Levenberg and Marquardt's method. It starts from
+    earlier `frequencies` (m, d), if there are any.
     """
     centre, scale = domain.frame(x.device)
     y, z = (x - centre) / scale, (fresh - centre) / scale
@@ -85,7 +85,7 @@ def pursued(
         w = _refine(y, values, torch.cat([w, found]))
     zero = x.new_zeros(1, domain.dim)
     phases = torch.cat([torch.zeros(1 + len(best)), torch.full((len(best),), -0.5 * math.pi)]).to(x)
-    return RidgeField(centre, scale, torch.cat([zero, best, best]), phases), least
+    return CosineField(centre, scale, torch.cat([zero, best, best]), phases), least
 
 
 def _candidates(n: int, d: int, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +29,7 @@ from jkosampler.engines.field_training import train_step
 from jkosampler.engines.hidden_layers import band_limited, band_of, pursued
 from jkosampler.engines.push_forward import PushForward
 from jkosampler.errors import ArgumentError
-from jkosampler.fields import ACTIVATIONS, NetworkField, RidgeField, ScalarField
+from jkosampler.fields import ACTIVATIONS, CosineField, NetworkField, ScalarField, SmoothField
 
 __all__ = ["FieldFlow", "FieldState", "MinimizingMovement"]
 
@@ -87,7 +88,7 @@ class FieldState:
     check: Quadrature
     seen: Seen
     times: tuple[float, ...] = (0.0,)
-    layer: RidgeField | None = None
+    layer: CosineField | None = None
     basis: Basis | None = None
     u: Tensor | None = None
     coordinates: Tensor | None = None
@@ -197,7 +198,12 @@ class MinimizingMovement(BaseEstimator):
             if state.basis is None:
                 state = self._with_basis(state)
             solved, record = _by_projection(state)
-            if record.unresolved <= self.tolerance or not state.layers_left:
+            if record.unresolved <= self.tolerance:
+                return solved, record
+            if not state.layers_left:
+                if not any(isinstance(field, CosineField) for field in state.fields):  # say it once
+                    left = f"{record.unresolved:.2g} of u"
+                    logger.warning("the first step is not resolved, %s is left: give a larger width", left)
                 return solved, record
             logger.info("step %d is not resolved (%.2g); a wider layer", solved.n_steps, record.unresolved)
             state = self._with_wider_layer(state, solved)
@@ -252,12 +258,12 @@ class MinimizingMovement(BaseEstimator):
             network, flow.energy, before, flow.step_size, self.n_iterations, self.learning_rate,
             lambda: flow.quadrature(n, method) if method == "monte-carlo" else points,
         )  # fmt: skip
-        network.requires_grad_(False)
-        u, gradient = network.with_gradient(points.x)
+        field = deepcopy(network).requires_grad_(False)
+        u, gradient = field.with_gradient(points.x)
         moved = (u - before(points.x)).square()
         energy = float(points.weights @ flow.energy.value(points.x, u, gradient))
         cost = float(points.weights @ moved)
-        state, record = _judged(state, network, state.seen.u, flow.step_size)
+        state, record = _judged(state, field, state.seen.u, flow.step_size)
         record.update(energy=energy, transport_cost=cost, loss=energy + cost / (2.0 * flow.step_size))
         record.update(n_iterations=self.n_iterations, width=width)
         return replace(state, network=network), record
@@ -298,13 +304,15 @@ def _by_projection(state: FieldState) -> tuple[FieldState, Bunch]:
     return state, record
 
 
-def _judged(state: FieldState, after: ScalarField, before: Tensor, tau: float) -> tuple[FieldState, Bunch]:
+def _judged(state: FieldState, after: SmoothField, before: Tensor, tau: float) -> tuple[FieldState, Bunch]:
     """The state after a step, with what fresh points say of it; the last stage led from `before` (n,) there in tau."""
     flow, (x, weights), seen = state.flow, state.check, state.seen
     u, gradient = after.with_gradient(x)
     right = flow.energy.equation(x, u, gradient, after.hessian(x))
     phi = flow.energy.value(x, u, gradient)
-    missing = (weights @ ((u - before) / tau - right).square()) ** 0.5
+    defined = right.isfinite()  # but where phi has a kink
+    missing = (weights @ torch.where(defined, (u - before) / tau - right, 0.0).square()) ** 0.5
+    right = torch.where(defined, right, 0.0)
     gain = seen.phi - phi - (u - seen.u).square() / (2.0 * flow.step_size)
     slack, slack_se = float(weights @ gain), flow.domain.volume * float(gain.std()) / len(x) ** 0.5
     now = state.times[-1] + flow.step_size
@@ -327,11 +335,12 @@ def _to_resolve(state: FieldState, solved: FieldState | None, x: Tensor) -> Tens
     if solved is None:
         return before
     after = solved.fields[-1]
+    assert isinstance(after, CosineField)
     u, gradient = after.with_gradient(x)
     return before + state.flow.step_size * state.flow.energy.equation(x, u, gradient, after.hessian(x))
 
 
-def _frequencies(layer: RidgeField) -> Tensor:
+def _frequencies(layer: CosineField) -> Tensor:
     """Frequencies of a pursued layer, each of which has a cosine and a sine."""
     return layer.frequencies[1 : (len(layer.phases) + 1) // 2]
 

@@ -30,6 +30,7 @@ _RIDGES = 64
 _RIDGE_SLOPES, _KINKS, _KINKS_BETWEEN_WALLS = (0.3, 5.0), 2.5, 1.2  # before they are trained
 _POINTS, _PER_PARAMETER = 1500, 5  # draws to solve a step on
 _FAR_SHARE, _FAR_WEIGHT = 0.25, 4e-3  # of points out to the tails, beside the draws: how many, and what each weighs
+_NOTHING = 18.0  # log of how much lower a density may be than the highest, to count
 _FIRST_ITERATIONS, _ITERATIONS = 120, 30  # with ridges drawn at random, and with those of the step before
 _SOLVED, _CONTENT = 3e-8, 100.0  # squared nats of misfit that end the training; as many times that need no second try
 
@@ -57,11 +58,9 @@ class PushForward(Lagrangian):
         n_parameters = self.n_ridges * (d + 2) + d + d * (d + 1) // 2
         n = max(_POINTS, _PER_PARAMETER * n_parameters)
         points = pool[torch.randperm(len(pool), generator=flow.generator)[:n].to(pool.x.device)]
-        n_draws, weights = len(points), torch.ones_like(points.log_rho)
-        if flow.walls is None:
-            far = covering(flow, 0, int(_FAR_SHARE * n_draws)).push_all(state.maps)
-            points = points.joined(far)
-            weights = torch.cat([weights, torch.full_like(far.log_rho, _FAR_WEIGHT)])
+        n_draws, far = len(points), _far_points(flow, int(_FAR_SHARE * len(points))).push_all(state.maps)
+        weights = torch.cat([torch.ones_like(points.log_rho), torch.full_like(far.log_rho, _FAR_WEIGHT)])
+        points = points.joined(far)
         inner, enough = problem.frame.to_inner(points), _SOLVED * unit(problem, pool.log_rho) ** 2
         best: Solution | None = None
         for guess, iterations in self._guesses(state):
@@ -85,6 +84,16 @@ class PushForward(Lagrangian):
         if isinstance(state.warm_start, ResNetPotential):
             guesses.insert(0, (deepcopy(state.warm_start).double(), _ITERATIONS))
         return guesses
+
+
+def _far_points(flow: GradientFlow, n: int) -> Particles:
+    """Points of the initial law out to its tails, or all over the box between walls where the law is not negligible."""
+    if flow.walls is None:
+        return covering(flow, 0, n)
+    x = flow.walls.sample(n, flow.generator).to(flow.law.mean)
+    log_rho = flow.law.log_prob(x)
+    x = x[log_rho > float(flow.law.log_prob(flow.law.sample(n, flow.generator)).max()) - _NOTHING]
+    return Particles(x, flow.law.log_prob(x), flow.law.score(x))
 
 
 def _frame(flow: GradientFlow, pool: Particles) -> Frame:

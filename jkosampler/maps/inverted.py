@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jkosampler.errors import MapInversionError
-from jkosampler.maps.base import Map, Pushed, row_gradient
+from jkosampler.maps.base import Map, Pushed, checked_inverse, row_gradient
 from jkosampler.maps.straight import StraightMap
 
 __all__ = ["Inverted"]
@@ -48,7 +48,7 @@ class Inverted(Map):
     def inverse(self, y: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
         z, change = (y, torch.zeros_like(y[:, 0])) if fraction == 1.0 else self.backward.inverse(y, 1.0 - fraction)
         x, log_det = self.backward(z)
-        return x, log_det + change
+        return x, checked_inverse(y, torch.zeros_like(log_det, dtype=torch.bool), log_det + change)
 
     def push(self, x: Tensor, score: Tensor) -> Pushed:
         z, log_det = self(x)
