@@ -13,9 +13,9 @@ README = Path(__file__).parents[2] / "README.md"
 
 def test_the_examples_run(capsys: Any) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {}
-    for block in blocks:
+    for block in blocks[:2]:
         exec(compile(block, "README.md", "exec"), names)
         sampler = names["sampler"]
         assert isinstance(sampler, JKOSampler)
@@ -23,3 +23,6 @@ def test_the_examples_run(capsys: Any) -> None:
         assert capsys.readouterr().out.count("Verdict: trust these draws") == 1
     assert names["draws"].shape == (4000, 2)
     assert names["log_density"].shape == (4000,)
+    exec(compile(blocks[2], "README.md", "exec"), names)
+    assert names["u"].shape == (1000,)
+    assert all(record.descends for record in names["ring"].history_)
