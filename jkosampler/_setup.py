@@ -79,9 +79,11 @@ class Setup:
         check_that_it_ends(sampler, energy, sampler.n_steps)
         particles = None if X is None else starting_particles(X, dim, dtype, device)
         engine = _engine(sampler)
-        law = _initial_law(sampler, target, particles, dim, generator).to(dtype, device)
+        law = _initial_law(sampler, target, particles, dim, generator)
+        law, outside = _inside(law, sampler.domain)
+        law = law.to(dtype, device)
         adaptive = sampler.step_size is None
-        start, note = _carried(law) if adaptive else (law, None)
+        start, note = _carried(law) if adaptive else (law, outside)
         n_particles = max(_PARTICLES, _PARTICLES_PER_DIMENSION * dim)
         if sampler.mobility is not None:
             n_particles *= _MORE_WITH_MOBILITY
@@ -89,7 +91,7 @@ class Setup:
             n_particles //= _FEWER_TO_PULL_BACK
         problem = GradientFlow(
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
-            metric=_metric(sampler.metric, "wasserstein" if target is None else "kalman"),
+            metric=_metric(sampler.metric, "wasserstein" if target is None or sampler.domain is not None else "kalman"),
             law=start,
             control=_control(sampler, dim),
             n_particles=n_particles if sampler.n_particles is None else int(sampler.n_particles),
@@ -220,6 +222,18 @@ def _initial_law(
     return Gaussian(torch.zeros(dim), torch.eye(dim))
 
 
+def _inside(law: Law, domain: Any) -> tuple[Law, str | None]:
+    """A law on a box, and a note of what is left out; elsewhere the law itself."""
+    if not isinstance(domain, Box) or isinstance(law, DensityOnBox):
+        return law, None
+    restricted = DensityOnBox(lambda x: law.mass * law.log_prob(x).exp(), domain, law=law)
+    left_out = max(0.0, 1.0 - restricted.mass / law.mass)
+    return restricted, (
+        f"initial: a share of {left_out:.2g} of the mass of the {law.describe()} lies outside the domain and is left "
+        "out; no mass passes the walls of the domain."
+    )
+
+
 def _fitted_mixture(particles: Tensor, generator: torch.Generator) -> Law:
     """A Gaussian mixture of 1 to 5 components, by the Bayesian information criterion."""
     x = particles.cpu().double().numpy()
@@ -302,6 +316,8 @@ def _check_pull_back(sampler: JKOSampler) -> None:
         raise ArgumentError(
             f"domain must be a domains.Box or None (R^d) for a flow of densities, got {sampler.domain!r}."
         )
+    if sampler.domain is not None and as_metric(sampler.metric or "wasserstein").name != "wasserstein":
+        raise ArgumentError(f"metric={sampler.metric!r}: between walls it is 'wasserstein'; leave domain out for R^d.")
     if sampler.step_size is None:
         raise ArgumentError("step_size: engine='minimizing-movement' needs fixed steps; give step_size and n_steps.")
     if sampler.order != 1:

@@ -15,7 +15,7 @@ __all__ = ["WalledPotential"]
 class WalledPotential(nn.Module):
     """`phi(x) = inner(c(x))` with `c_i = cos(pi (x_i - lower_i) / (upper_i - lower_i))`, which is level at the walls.
 
-    x -> c is one to one on the box, and a smooth phi of x that is level across the walls is a smooth function of c. So
+    x -> c is one to one on the box, and a phi that stays smooth when reflected at the walls is a smooth function of c.
     `x + grad phi` takes each wall into itself.
 
     Parameters

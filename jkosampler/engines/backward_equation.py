@@ -44,6 +44,8 @@ class BackwardEquation(StepEquation):
         self.images, self.scores = points.x.double(), points.score.double()
         self.way = GradientMap(way_back(problem, potential))
         super().__init__(problem, points, weights, potential, hidden=True, n_draws=n_draws)
+        if problem.walls is not None:  # beyond which there is nothing to keep from folding
+            self.beyond, self.beyond_weights = self.z[:0], self.weights[:0]
 
     def derivative(self, now: Linearised) -> Tensor:
         if not isinstance(self.way.potential, WalledPotential):

@@ -104,12 +104,14 @@ class FieldState:
 
 
 class MinimizingMovement(BaseEstimator):
-    """Steps as networks for the unknown itself.
+    """Steps as networks for the unknown itself: of fields in the L2 metric, and of densities by the potential of the
+    map back, for which only `width` and `threads` are.
 
     Parameters
     ----------
     width : int, optional
         Units of the hidden layer (of each, with Adam); None: by dimension, and more where they do not resolve a step.
+        For densities, the trained ridge functions of the potential; None: 64.
     depth : int
         Hidden layers of the network that Adam trains; the default's has one.
     activation : {"tanh", "elu", "relu", "softplus", "cos"}
@@ -166,13 +168,16 @@ class MinimizingMovement(BaseEstimator):
 
     def for_densities(self) -> PushForward:
         """The engine of Wasserstein flows with these settings."""
+        self._check_settings()
         if self.optimizer != _OPTIMIZERS[0]:
             raise ArgumentError(f"optimizer={self.optimizer!r} is for L2 flows; leave it out for densities.")
         return PushForward(threads=self.threads, **({} if self.width is None else {"n_ridges": self.width}))
 
     def init(self, flow: FieldFlow) -> FieldState:
         """Check the energy at the initial field, and choose the points to check by."""
-        self._check_settings(flow)
+        self._check_settings()
+        if self.optimizer == "adam" and flow.order != 1:
+            raise ArgumentError("order=2 is not for optimizer='adam'; take the default optimizer, or order=1.")
         check = flow.quadrature(_CHECK_POINTS)
         u, gradient = flow.initial.with_gradient(check.x)
         flow.energy.check(check.x, u, gradient)
@@ -268,7 +273,7 @@ class MinimizingMovement(BaseEstimator):
         record.update(n_iterations=self.n_iterations, width=width)
         return replace(state, network=network), record
 
-    def _check_settings(self, flow: FieldFlow) -> None:
+    def _check_settings(self) -> None:
         choices = {"optimizer": _OPTIMIZERS, "quadrature": (None, *QUADRATURES), "activation": tuple(ACTIVATIONS)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -278,8 +283,6 @@ class MinimizingMovement(BaseEstimator):
                 whole_number(getattr(self, name), name, least)
         for name in ("learning_rate", "tolerance"):
             positive_number(getattr(self, name), name)
-        if self.optimizer == "adam" and flow.order != 1:
-            raise ArgumentError("order=2 is not for optimizer='adam'; take the default optimizer, or order=1.")
 
 
 def _by_projection(state: FieldState) -> tuple[FieldState, Bunch]:

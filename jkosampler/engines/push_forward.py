@@ -7,6 +7,7 @@ the change of variables under its gradient.
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 
 import torch
@@ -25,6 +26,8 @@ from jkosampler.particles import Particles
 from jkosampler.potentials import ResNetPotential, draw_ridges
 
 __all__ = ["PushForward"]
+
+logger = logging.getLogger(__name__)
 
 _RIDGES = 64
 _RIDGE_SLOPES, _KINKS, _KINKS_BETWEEN_WALLS = (0.3, 5.0), 2.5, 1.2  # before they are trained
@@ -72,6 +75,9 @@ class PushForward(Lagrangian):
                 best = Solution(problem, step, training, "push-forward", solved=found.after <= _CONTENT * enough)
                 if best.solved:
                     break
+        if best is not None and not best.solved:
+            left = f"{best.training.loss:.2g} squared nats"
+            logger.warning("step %d is not solved well: %s are left of its equation", len(state.maps) + 1, left)
         return best
 
     def _guesses(self, state: State) -> list[tuple[ResNetPotential, int]]:

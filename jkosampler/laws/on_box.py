@@ -34,6 +34,8 @@ class DensityOnBox(Law):
     density : callable
         u(x) >= 0, (n, d) -> (n,), differentiable by torch.
     box : Box
+    law : Law, optional
+        The law whose density it is, if there is one: draws are its own, those outside left out.
 
     Raises
     ------
@@ -41,18 +43,18 @@ class DensityOnBox(Law):
         u is negative or not finite at some points, or zero everywhere.
     """
 
-    def __init__(self, density: Callable[[Tensor], Tensor], box: Box) -> None:
+    def __init__(self, density: Callable[[Tensor], Tensor], box: Box, *, law: Law | None = None) -> None:
         super().__init__(box.dim)
-        self.density, self.box = density, box
+        self.density, self.box, self._law = density, box, law
         method = "gauss" if box.dim <= 2 else "sobol"
         points = box.quadrature(_POINTS, torch.Generator().manual_seed(_SEED), method)
-        values = self._values(points.x)
+        values = self._values(points.x).detach()
         total = float(points.weights @ values)
         if total <= 0.0:
             raise StartError("initial is zero everywhere in the domain: it must be a density with positive mass.")
         self.mass, self._log_total = total, math.log(total)
         self._bound = _MARGIN * float(values.max())
-        self._points_seen, self._probabilities = points.x, points.weights * values.detach() / total
+        self._points_seen, self._probabilities = points.x, points.weights * values / total
 
     @property
     def mean(self) -> Tensor:
@@ -86,15 +88,19 @@ class DensityOnBox(Law):
                 points[rows[:10]],
                 rows,
             )
-        return values
+        return values.to(x)
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws by rejection; all are made again where the bound turns out too low."""
         parts: list[Tensor] = []
         found = 0
+        while self._law is not None and found < n:
+            x = self._law.sample((n,), generator=generator)
+            parts.append(x[self.box.contains(x)])
+            found += len(parts[-1])
         while found < n:
             x = self.box.sample(4 * (n - found) + 256, generator)
-            values = self._values(x)
+            values = self._values(x).detach()
             highest = float(values.max())
             if highest > self._bound:
                 self._bound, parts, found = _MARGIN * highest, [], 0
@@ -106,8 +112,9 @@ class DensityOnBox(Law):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         lower, upper = self.box.lower.to(x), self.box.upper.to(x)
-        nearest = torch.minimum(torch.maximum(x, lower), upper)
+        x = torch.where(x.isfinite().all(-1, keepdim=True), x, lower)  # `log_prob` has its own answer there
         # a map that takes each wall into itself may leave a point of it just outside
+        nearest = x + (torch.minimum(torch.maximum(x, lower), upper) - x).detach()
         inside = ((x - nearest).abs() <= _ROUNDING * (upper - lower)).all(-1)
         return torch.where(inside, self._values(nearest).log() - self._log_total, -math.inf)
 
