@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from jkosampler.engines.base import Engine, GradientFlow, State
+from jkosampler.engines.field_flow import FieldFlow, FieldState
 from jkosampler.engines.lagrangian import Lagrangian
-from jkosampler.engines.minimizing_movement import FieldFlow, FieldState, MinimizingMovement
+from jkosampler.engines.minimizing_movement import MinimizingMovement
 
 __all__ = ["Engine", "FieldFlow", "FieldState", "GradientFlow", "Lagrangian", "MinimizingMovement", "State"]

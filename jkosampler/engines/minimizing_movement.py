@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from sklearn.base import BaseEstimator
@@ -22,16 +22,16 @@ from torch import Tensor
 
 from jkosampler._arguments import positive_number
 from jkosampler._inputs import whole_number
-from jkosampler.domains import QUADRATURES, Box, Domain, Quadrature
-from jkosampler.energies import FunctionalEvaluator
+from jkosampler.domains import QUADRATURES, Box, Quadrature
+from jkosampler.engines.field_flow import FieldFlow, FieldState, Seen, judged
 from jkosampler.engines.field_step import Basis, solve_step
 from jkosampler.engines.field_training import train_step
 from jkosampler.engines.hidden_layers import band_limited, band_of, pursued
 from jkosampler.engines.push_forward import PushForward
 from jkosampler.errors import ArgumentError
-from jkosampler.fields import ACTIVATIONS, CosineField, NetworkField, ScalarField, SmoothField
+from jkosampler.fields import ACTIVATIONS, CosineField, NetworkField
 
-__all__ = ["FieldFlow", "FieldState", "MinimizingMovement"]
+__all__ = ["MinimizingMovement"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,62 +45,6 @@ _POINTS_PER_UNIT = 16
 _FEWEST_POINTS = 2**15  # Sobol points; quadrature errors of the same points add up from step to step
 _ADAM_UNITS, _ADAM_POINTS, _ADAM_ITERATIONS = 256, 10_000, 2000
 _GAMMA = 1.0 - 0.5**0.5  # of the second-order method's two stages
-
-
-@dataclass(frozen=True)
-class FieldFlow:
-    """An L2 flow to compute: energy, domain, start, step size and order, and where randomness comes from."""
-
-    energy: FunctionalEvaluator
-    domain: Domain
-    initial: ScalarField
-    step_size: float
-    order: int
-    generator: torch.Generator
-    device: torch.device
-
-    def quadrature(self, n: int, method: str = "sobol") -> Quadrature:
-        """New points to integrate by, on the flow's device."""
-        points = self.domain.quadrature(n, self.generator, method)
-        return Quadrature(points.x.to(self.device), points.weights.to(self.device))
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A field at the check points: values (n,), gradients (n, d) and the energy's integrand (n,)."""
-
-    u: Tensor
-    gradient: Tensor
-    phi: Tensor
-
-
-@dataclass(frozen=True)
-class FieldState:
-    """The flow after some steps: all its fields, and the last one at points that take no part in solving.
-
-    With variable projection, `layer` is the hidden layer, `basis` its units on the quadrature's points, where the last
-    field has the values `u` (n,) and the `coordinates` (r,); wider layers of the sizes `layers_left` may still be
-    tried. With Adam, `network` is the last network.
-    """
-
-    flow: FieldFlow
-    fields: tuple[ScalarField, ...]
-    check: Quadrature
-    seen: Seen
-    times: tuple[float, ...] = (0.0,)
-    layer: CosineField | None = None
-    basis: Basis | None = None
-    u: Tensor | None = None
-    coordinates: Tensor | None = None
-    layers_left: tuple[int, ...] = ()
-    network: NetworkField | None = None
-    stopped: str | None = None
-    converged: bool = False
-
-    @property
-    def n_steps(self) -> int:
-        """Steps made."""
-        return len(self.times) - 1
 
 
 class MinimizingMovement(BaseEstimator):
@@ -268,7 +212,7 @@ class MinimizingMovement(BaseEstimator):
         moved = (u - before(points.x)).square()
         energy = float(points.weights @ flow.energy.value(points.x, u, gradient))
         cost = float(points.weights @ moved)
-        state, record = _judged(state, field, state.seen.u, flow.step_size)
+        state, record = judged(state, field, state.seen.u, flow.step_size)
         record.update(energy=energy, transport_cost=cost, loss=energy + cost / (2.0 * flow.step_size))
         record.update(n_iterations=self.n_iterations, width=width)
         return replace(state, network=network), record
@@ -300,36 +244,11 @@ def _by_projection(state: FieldState) -> tuple[FieldState, Bunch]:
         solved = solve_step(basis, flow.energy, torch.lerp(u, solved.u, s), solved.coordinates)
         n_iterations += solved.n_iterations
     cost = float(basis.points.weights @ (solved.u - u).square())
-    state, record = _judged(state, basis.field(solved.coordinates), before, basis.tau)
+    state, record = judged(state, basis.field(solved.coordinates), before, basis.tau)
     record.update(energy=solved.energy, transport_cost=cost, loss=solved.energy + cost / (2.0 * flow.step_size))
     record.update(n_iterations=n_iterations, width=len(basis.layer.phases))
     state = replace(state, u=solved.u, coordinates=solved.coordinates, basis=None if solved.slow else basis)
     return state, record
-
-
-def _judged(state: FieldState, after: SmoothField, before: Tensor, tau: float) -> tuple[FieldState, Bunch]:
-    """The state after a step, with what fresh points say of it; the last stage led from `before` (n,) there in tau."""
-    flow, (x, weights), seen = state.flow, state.check, state.seen
-    u, gradient = after.with_gradient(x)
-    right = flow.energy.equation(x, u, gradient, after.hessian(x))
-    phi = flow.energy.value(x, u, gradient)
-    defined = right.isfinite()  # but where phi has a kink
-    missing = (weights @ torch.where(defined, (u - before) / tau - right, 0.0).square()) ** 0.5
-    right = torch.where(defined, right, 0.0)
-    gain = seen.phi - phi - (u - seen.u).square() / (2.0 * flow.step_size)
-    slack, slack_se = float(weights @ gain), flow.domain.volume * float(gain.std()) / len(x) ** 0.5
-    now = state.times[-1] + flow.step_size
-    record = Bunch(
-        time=now,
-        step_size=flow.step_size,
-        residual=float(missing / (weights @ right.square()).sqrt().clamp(min=1e-300)),
-        unresolved=float(tau * missing / (weights @ u.square()).sqrt().clamp(min=1e-300)),
-        slack=slack,
-        slack_se=slack_se,
-        descends=slack >= -3.0 * slack_se,
-    )
-    fields = (*state.fields, after)
-    return replace(state, fields=fields, seen=Seen(u, gradient, phi), times=(*state.times, now)), record
 
 
 def _to_resolve(state: FieldState, solved: FieldState | None, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def as_law(law: Any, dim: int | None = None, name: str = "law") -> Law:
     return law
 
 
-class _ForeignLaw(Law):
+class ForeignLaw(Law):
     """A law whose moments may have to be estimated: `_closed_moments` or else means of fixed draws."""
 
     @property
@@ -76,7 +76,7 @@ class _ForeignLaw(Law):
         return None
 
 
-class TorchLaw(_ForeignLaw):
+class TorchLaw(ForeignLaw):
     """A torch distribution over R^d.
 
     Parameters
@@ -155,7 +155,7 @@ class TorchLaw(_ForeignLaw):
         return f"torch {type(self.distribution).__name__} over R^{self.dim}"
 
 
-class CallableLaw(_ForeignLaw):
+class CallableLaw(ForeignLaw):
     """A law made of two functions.
 
     Parameters

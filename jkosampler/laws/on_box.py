@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from jkosampler.errors import ArgumentError, StartError, describe_points
 from jkosampler.laws.elementary import Law
+from jkosampler.laws.foreign import ForeignLaw
 
 if TYPE_CHECKING:
     from jkosampler.domains import Box
@@ -24,7 +24,7 @@ _SEED = 20231
 _ROUNDING = 1e-9  # of the sides: a point that is not farther outside is on the wall
 
 
-class DensityOnBox(Law):
+class DensityOnBox(ForeignLaw):
     """The law with density proportional to u on a box, and none outside; its mass is the integral of u.
 
     Its density does not vanish at the walls. It has a score nevertheless: a flow between walls lets no mass through.
@@ -56,22 +56,11 @@ class DensityOnBox(Law):
         self._bound = _MARGIN * float(values.max())
         self._points_seen, self._probabilities = points.x, points.weights * values / total
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean (d,), by quadrature."""
-        return self._moments[0]
-
-    @property
-    def covariance(self) -> Tensor:
-        """Covariance (d, d), by quadrature."""
-        return self._moments[1]
-
-    @cached_property
-    def _moments(self) -> tuple[Tensor, Tensor]:
+    def _closed_moments(self) -> tuple[Tensor, Tensor]:
+        """By quadrature."""
         x, weights = self._points_seen, self._probabilities
         mean = weights @ x
-        moments = mean, (x - mean).mT @ (weights[:, None] * (x - mean))
-        return moments[0].to(self.device, self.dtype), moments[1].to(self.device, self.dtype)
+        return mean, (x - mean).mT @ (weights[:, None] * (x - mean))
 
     def _values(self, x: Tensor) -> Tensor:
         """U (n,) at points of the box."""
