@@ -273,5 +273,5 @@ def test_fields_have_no_starting_particles() -> None:
 
 
 def test_an_initial_field_that_misbehaves_is_named() -> None:
-    with pytest.raises(TargetShapeError, match=r"initial must return a tensor of shape \(64,\), got \(64, 1\)"):
+    with pytest.raises(TargetShapeError, match=r"initial must return a tensor of shape \(2048,\), got \(2048, 1\)"):
         on_line(initial=lambda x: x).fit()
