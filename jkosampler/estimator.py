@@ -97,7 +97,10 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         Flow times of the laws, from 0.
     history_ : list of Bunch
         One record a step: time, step_size, energy, transport_cost, loss, n_iterations, wall_s, target_evaluations,
-        residual (of the step's first-order identities) and more.
+        residual, slack and more. `residual` is that of the step's first-order identities; for fields, that of its
+        equation at fresh points, relative to its right side, and `unresolved` what it may mean for u. `slack` is
+        E(rho) - E(rho') - d^2 / (2 tau) on fresh particles or points, with `slack_se`; a step that `descends` has one
+        that is not significantly negative. `solved` (densities): whether the solver met its own tolerance.
     particles_ : ndarray (n_particles, d)
         The particles of the last law.
     converged_ : bool

@@ -210,15 +210,12 @@ def test_what_is_no_density(density: Callable[[Tensor], Tensor], error: type[Exc
 
 
 def test_errors_later_on_name_their_points() -> None:
-    """A density that is negative between the points of the quadrature alone, and one without derivative."""
+    """A density that is negative between the points of the quadrature alone."""
     law = DensityOnBox(lambda x: x[:, 0].exp() - 9.0 * (x == 0.5).all(-1), SQUARE)
     with pytest.raises(StartError, match=r"not negative, but is not at 1 points: x\[1\] = \(0.5, 0.5\)") as caught:
         law.log_prob(torch.tensor([[0.0, 0.0], [0.5, 0.5]], dtype=F64))
     assert caught.value.indices.tolist() == [1]
     assert caught.value.points.tolist() == [[0.5, 0.5]]
-    law = DensityOnBox(lambda x: x.detach()[:, 0].exp(), SQUARE)
-    with pytest.raises(ArgumentError, match="differentiable"):
-        law.score(torch.zeros(1, 2, dtype=F64))
 
 
 @pytest.fixture
@@ -249,3 +246,12 @@ def test_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(law.mean, waves.mean, rtol=0, atol=1e-6)
     x = law.sample(N, seeded(0))[:, 0].numpy()
     assert stats.kstest(x, waves.distribution(0)).statistic < KOLMOGOROV
+
+
+def test_the_score_of_what_torch_does_not_differentiate() -> None:
+    """A uniform density, and one of numpy."""
+    x = torch.rand(20, 2, dtype=F64, generator=seeded(1))
+    assert DensityOnBox(lambda x: torch.ones(len(x)), Box(0.0, 1.0, dim=2)).score(x).eq(0.0).all()
+    law = DensityOnBox(lambda x: torch.from_numpy(np.exp(2.0 * x.detach().numpy()[:, 0])), Box(0.0, 1.0, dim=2))
+    exact = torch.tensor([2.0, 0.0], dtype=F64).expand(20, 2)
+    torch.testing.assert_close(law.score(x), exact, rtol=1e-6, atol=1e-6)

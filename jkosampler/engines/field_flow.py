@@ -19,6 +19,8 @@ from jkosampler.fields import CosineField, NetworkField, ScalarField, SmoothFiel
 
 __all__ = ["FieldFlow", "FieldState", "Seen", "judged"]
 
+_ROUNDING = 1e-10  # of the terms of which the slack is a difference
+
 
 @dataclass(frozen=True)
 class FieldFlow:
@@ -76,8 +78,13 @@ class FieldState:
         return len(self.times) - 1
 
 
-def judged(state: FieldState, after: SmoothField, before: Tensor, tau: float) -> tuple[FieldState, Bunch]:
-    """The state after a step, with what fresh points say of it; the last stage led from `before` (n,) there in tau."""
+def judged(
+    state: FieldState, after: SmoothField, before: Tensor, tau: float, damping: float = 0.0
+) -> tuple[FieldState, Bunch]:
+    """The state after a step, with what fresh points say of it; the last stage led from `before` (n,) there in tau.
+
+    What is left of the equation oscillates faster than the network resolves, and a step damps it at this rate.
+    """
     flow, (x, weights), seen = state.flow, state.check, state.seen
     u, gradient = after.with_gradient(x)
     right = flow.energy.equation(x, u, gradient, after.hessian(x))
@@ -87,15 +94,16 @@ def judged(state: FieldState, after: SmoothField, before: Tensor, tau: float) ->
     right = torch.where(defined, right, 0.0)
     gain = seen.phi - phi - (u - seen.u).square() / (2.0 * flow.step_size)
     slack, slack_se = float(weights @ gain), flow.domain.volume * float(gain.std()) / len(x) ** 0.5
+    rounding = _ROUNDING * float(weights @ (phi.abs() + u.square() / (2.0 * tau)))
     now = state.times[-1] + flow.step_size
     record = Bunch(
         time=now,
         step_size=flow.step_size,
         residual=float(missing / (weights @ right.square()).sqrt().clamp(min=1e-300)),
-        unresolved=float(tau * missing / (weights @ u.square()).sqrt().clamp(min=1e-300)),
+        unresolved=float(tau * missing / (weights @ u.square()).sqrt().clamp(min=1e-300)) / (1.0 + tau * damping),
         slack=slack,
         slack_se=slack_se,
-        descends=slack >= -3.0 * slack_se,
+        descends=slack >= -3.0 * slack_se - rounding,
     )
     fields = (*state.fields, after)
     return replace(state, fields=fields, seen=Seen(u, gradient, phi), times=(*state.times, now)), record

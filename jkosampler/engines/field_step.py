@@ -44,6 +44,7 @@ class Basis:
         angles = layer.angles(x)
         values, slopes = angles.cos(), -angles.sin()
         by_u, by_gradient = energy.curvature(x, *at.with_gradient(x))
+        self.stiffness = float(weights @ by_gradient.diagonal(dim1=1, dim2=2).mean(1) / weights.sum())
         root = (weights * (1.0 / tau + by_u.clamp(min=0.0))).sqrt()
         weighted = root[:, None] * values
         matrix = weighted.mT @ weighted

@@ -1,7 +1,7 @@
 """Hidden layers for fields: directions and frequencies of cosine units in which a step is then solved linearly.
 
-On a line, in the plane and in space, units of random frequencies in a ball, as large as their number resolves, span
-every smooth field. In more dimensions no number does: there a greedy pursuit finds the frequencies of a given field one
+On a line and in the plane, units of random frequencies in a ball, as large as their number resolves, span every smooth
+field. In more dimensions no number does: there a greedy pursuit finds the frequencies of a given field one
 after the other, most of them in few coordinates, and refines them together (variable projection of the last layer).
 """
 

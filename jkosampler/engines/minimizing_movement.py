@@ -36,8 +36,8 @@ __all__ = ["MinimizingMovement"]
 logger = logging.getLogger(__name__)
 
 _OPTIMIZERS = ("variable-projection", "adam")
-_UNITS = {1: (128, 256, 512), 2: (600, 1200), 3: (1000, 1500)}  # of a layer, and of wider ones
-_UNITS_IN_MANY_DIMENSIONS = (193, 385)
+_UNITS = {1: (128, 256, 512), 2: (600, 1200)}  # of a layer, and of wider ones
+_UNITS_IN_MANY_DIMENSIONS = (193,)
 _PURSUIT_POINTS = 8192
 _CHECK_POINTS = 2048
 _MORE_THAN_A_PERIOD = 12  # Gauss points an axis, beyond two for each period of the highest frequency
@@ -244,7 +244,9 @@ def _by_projection(state: FieldState) -> tuple[FieldState, Bunch]:
         solved = solve_step(basis, flow.energy, torch.lerp(u, solved.u, s), solved.coordinates)
         n_iterations += solved.n_iterations
     cost = float(basis.points.weights @ (solved.u - u).square())
-    state, record = judged(state, basis.field(solved.coordinates), before, basis.tau)
+    d = flow.domain.dim
+    highest = band_of(len(basis.layer.phases), d) / 2.0 / float(basis.layer.scale.max()) if d in _UNITS else 0.0
+    state, record = judged(state, basis.field(solved.coordinates), before, basis.tau, basis.stiffness * highest**2)
     record.update(energy=solved.energy, transport_cost=cost, loss=solved.energy + cost / (2.0 * flow.step_size))
     record.update(n_iterations=n_iterations, width=len(basis.layer.phases))
     state = replace(state, u=solved.u, coordinates=solved.coordinates, basis=None if solved.slow else basis)

@@ -54,6 +54,7 @@ class Trial(NamedTuple):
     claim: Evidence | None
     missing_evidence: str | None
     warm_start: nn.Module | None
+    solved: bool
 
     def record(self, now: float, mass: float = 1.0) -> Bunch:
         """The step's line in the history, for a law of this mass."""
@@ -73,6 +74,7 @@ class Trial(NamedTuple):
             descends=self.slack[0] >= -3.0 * self.slack[1] - self.judgement.relief,
             loss=self.training.loss,
             n_iterations=self.training.n_iterations,
+            solved=self.solved,
             residual=self.residual,
             optimality_gap=self.optimality_gap,
             integration_error=self.judgement.integration_error,
@@ -149,6 +151,7 @@ def judge(state: State, solution: Solution) -> Trial | None:
         claim=seen,
         missing_evidence=missing,
         warm_start=trained_part(step),
+        solved=solution.solved,
     )
 
 

@@ -271,3 +271,10 @@ def test_curvature_at_a_kink_is_zero_and_the_equation_undefined() -> None:
     evaluator = FunctionalEvaluator(L2Functional(lambda x, u, grad_u: grad_u.norm(dim=-1)))
     assert evaluator.curvature(x, x[:, 0], x)[1].eq(0.0).all()
     assert not evaluator.equation(x, x[:, 0], x, torch.ones(3, 1, 1, dtype=torch.float64)).isfinite().all()
+
+
+def test_a_field_may_start_where_phi_is_stationary() -> None:
+    """As u = +-1 does for Allen and Cahn's energy, and every constant for Dirichlet's."""
+    x = torch.linspace(-1.0, 1.0, 9, dtype=torch.float64)[:, None]
+    for term in (AllenCahn(0.1), Dirichlet(1.0)):
+        FunctionalEvaluator(term).check(x, torch.ones(9, dtype=torch.float64), torch.zeros_like(x))
