@@ -12,8 +12,8 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from jkosampler._result import FitResult
-from jkosampler._setup import Setup
 from jkosampler.arviz_io import split_chains
+from jkosampler.energies import EnergyEvaluator
 from jkosampler.errors import ArgumentError
 from jkosampler.targets import Target
 
@@ -48,8 +48,10 @@ def arviz_groups(fitted: FitResult, draws: int, chains: int, generator: torch.Ge
         "step_history": _columns(fitted.history),
         "attrs": {"inference_library": "jkosampler"},
     }
-    if isinstance(setup, Setup) and setup.target is not None:
-        potential, _ = setup.problem.energy.potential(particles.x)
+    if setup.target is not None:
+        energy = setup.problem.energy
+        assert isinstance(energy, EnergyEvaluator)
+        potential, _ = energy.potential(particles.x)
         statistics["lp"] = _chains(-potential, chains)
         statistics["log_weight"] = _chains(-potential - particles.log_rho, chains)
         groups |= _of_target(setup.target, particles.x, chains, generator)

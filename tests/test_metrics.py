@@ -196,7 +196,7 @@ class TestKalman:
 
 @pytest.mark.parametrize("metric", ["l2", "Kalman", None, 2, Wasserstein], ids=str)
 def test_an_unknown_metric_is_an_error(metric: object) -> None:
-    with pytest.raises(ArgumentError, match=r"metric must be one of \['kalman', 'wasserstein'\]"):
+    with pytest.raises(ArgumentError, match=r"metric must be one of \['kalman', 'wasserstein', 'l2'\]"):
         as_metric(metric)
 
 

@@ -23,7 +23,8 @@ from jkosampler.laws import Gaussian, Uniform
 LogTarget = Callable[[Tensor], Tensor]
 RECORD = {
     "time", "step_size", "stage", "outside", "energy", "energy_se", "energy_change", "energy_change_se",
-    "transport_cost", "loss", "n_iterations", "residual", "optimality_gap", "integration_error", "discrepancy",
+    "transport_cost", "slack", "slack_se", "descends", "solved",
+    "loss", "n_iterations", "residual", "optimality_gap", "integration_error", "discrepancy",
     "dissipation", "rejected", "wall_s", "target_evaluations",
 }  # fmt: skip
 
@@ -63,6 +64,10 @@ def test_step_gives_a_new_state_and_a_record() -> None:
     torch.testing.assert_close(after.pool.log_rho, before.pool.log_rho - log_det.detach())
     assert info.energy == pytest.approx(float(after.values.mean()))
     assert info.energy_change == pytest.approx(float((after.values - before.values).mean()))
+    moved = (after.check.x - before.check.x).square().sum(1)  # of a frame that is N(0, I)'s, up to Monte Carlo error
+    assert info.transport_cost == pytest.approx(float(moved.mean()), rel=0.2)
+    assert info.slack == pytest.approx(-info.energy_change - info.transport_cost / 0.4)
+    assert info.descends == (info.slack >= -3.0 * info.slack_se)
     assert info.target_evaluations > 40 * 512
     assert info.wall_s > 0.0
 
