@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from common.harness import Benchmark, Experiment
 from deep_jko import aggregation, cost, gaussian, kl_flow, porous_medium
 from elliptic import reference_computation
-from harness import Benchmark, Experiment
 
 EXPERIMENTS = {
     "kl-2d": Experiment(partial(kl_flow.two_to_four, order=1)),

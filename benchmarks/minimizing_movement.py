@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from harness import Benchmark, Experiment
+from common.harness import Benchmark, Experiment
 from minimizing_movement import densities, fields
 
 EXPERIMENTS = {

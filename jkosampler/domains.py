@@ -25,6 +25,7 @@ from jkosampler.errors import ArgumentError
 __all__ = ["QUADRATURES", "Ball", "Box", "Domain", "LShape", "Quadrature", "Region"]
 
 QUADRATURES = ("gauss", "sobol", "monte-carlo")
+_DIFFERENCE = 1e-5  # of the sides
 _NODES = 256  # of Gauss and Legendre's rule at most, in a panel of an axis
 _VOLUME_POINTS = 2**17
 _VOLUME_SEED = 20231
@@ -56,6 +57,18 @@ class Domain(ABC):
     def frame(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Centre and half sides (d,) of the bounding box: coordinates in which it is the cube [-1, 1]^d."""
         return ((self.lower + self.upper) / 2.0).to(device), ((self.upper - self.lower) / 2.0).to(device)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The nearest points (n, d) of the bounding box."""
+        return torch.minimum(torch.maximum(x, self.lower.to(x)), self.upper.to(x))
+
+    def differences(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The gradient (n, d) of a function (n, d) -> (n,), by central differences that stay in the bounding box."""
+        columns = []
+        for h in torch.diag(_DIFFERENCE * (self.upper - self.lower).to(x)):
+            above, below = self.nearest(x + h), self.nearest(x - h)
+            columns.append((function(above) - function(below)) / (above - below).sum(1))
+        return torch.stack(columns, 1).detach()
 
     @property
     @abstractmethod

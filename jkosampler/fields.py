@@ -22,7 +22,6 @@ from jkosampler.errors import (
 
 __all__ = ["CosineField", "FittedFields", "GivenField", "MixedField", "NetworkField", "ScalarField", "SmoothField"]
 
-_DIFFERENCE = 1e-5  # of the domain's extent
 _COMPARED = 64  # points at which torch's gradient is compared with differences
 _MISMATCH = 0.05  # of the largest slope: differences of single precision are no better
 _ROUNDING = 1e-6  # of the sides: a point that is not farther outside of a box is on its edge
@@ -49,38 +48,8 @@ class SmoothField(ScalarField, Protocol):
         ...
 
 
-class _Differentiated:
-    """The gradient by torch."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_(True)
-            u = self(x)
-            gradient = torch.zeros_like(x)
-            if u.requires_grad:
-                (gradient,) = torch.autograd.grad(u.sum(), x, allow_unused=True, materialize_grads=True)
-        return u.detach(), gradient
-
-    def hessian(self, x: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_(True)
-            u = self(x)
-            rows = [torch.zeros_like(x)] * x.shape[1]
-            if u.requires_grad:
-                (gradient,) = torch.autograd.grad(u.sum(), x, create_graph=True, materialize_grads=True)
-                if gradient.requires_grad:
-                    rows = [
-                        torch.autograd.grad(column.sum(), x, retain_graph=True, materialize_grads=True)[0]
-                        for column in gradient.unbind(1)
-                    ]
-        return torch.stack(rows, 1)
-
-
 class GivenField:
-    """A function of the user, (n, d) -> (n,), on a domain (None: R^d).
+    """A function of the user, (n, d) -> (n,), on a domain.
 
     Its gradient is torch's, or made of differences where torch has none or a wrong one, as of what numpy computes.
 
@@ -90,9 +59,7 @@ class GivenField:
         When called: it fails, or returns another shape or a value that is not finite.
     """
 
-    def __init__(
-        self, function: Callable[[Tensor], Tensor], domain: Domain | None = None, name: str = "initial"
-    ) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], domain: Domain, name: str = "initial") -> None:
         self.function, self.domain, self.name = function, domain, name
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -116,13 +83,13 @@ class GivenField:
         return u.to(x)
 
     def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        u, few = self(x.detach()).detach(), x[:_COMPARED]
-        by_torch, by_differences = self._by_torch(few), self._by_differences(few)
+        u, few = self(x.detach()).detach(), x[:_COMPARED].detach()
+        by_torch, by_differences = self._by_torch(few), self.domain.differences(self, few)
         size = float(by_differences.abs().max())
         # at kinks they differ rightly: most have to agree
         right = by_torch is not None and float((by_torch - by_differences).abs().amax(1).median()) <= _MISMATCH * size
         gradient = self._by_torch(x) if right else None
-        return u, self._by_differences(x) if gradient is None else gradient
+        return u, self.domain.differences(self, x.detach()) if gradient is None else gradient
 
     def _by_torch(self, x: Tensor) -> Tensor | None:
         """The gradient (n, d), None where torch has none."""
@@ -135,19 +102,6 @@ class GivenField:
             if not u.requires_grad:
                 return None
             return torch.autograd.grad(u.sum(), x)[0]
-
-    def _by_differences(self, x: Tensor) -> Tensor:
-        """The gradient (n, d), by differences that stay in the domain's box."""
-        x = x.detach()
-        lower, upper = torch.full_like(x[0], -torch.inf), torch.full_like(x[0], torch.inf)
-        extent, columns = 1.0 + x.abs().amax(0), []
-        if self.domain is not None:
-            lower, upper = self.domain.lower.to(x), self.domain.upper.to(x)
-            extent = upper - lower
-        for h in torch.diag(_DIFFERENCE * extent):
-            above, below = torch.minimum(x + h, upper), torch.maximum(x - h, lower)
-            columns.append((self(above) - self(below)).detach() / (above - below).sum(1))
-        return torch.stack(columns, 1)
 
 
 class CosineField:
@@ -201,7 +155,7 @@ class CosineField:
         return -(self.angles(x).cos() @ (self.coefficients[:, None] * squares)).reshape(-1, d, d)
 
 
-class NetworkField(_Differentiated, nn.Module):
+class NetworkField(nn.Module):
     """A fully connected network, in the coordinates `(x - center) / scale`."""
 
     center: Tensor
@@ -235,6 +189,21 @@ class NetworkField(_Differentiated, nn.Module):
     def __call__(self, x: Tensor) -> Tensor:
         return self.layers((x - self.center) / self.scale)[:, 0]
 
+    def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_(True)
+            u = self(x)
+            (gradient,) = torch.autograd.grad(u.sum(), x)
+        return u.detach(), gradient
+
+    def hessian(self, x: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self(x).sum(), x, create_graph=True)
+            columns = gradient.unbind(1)
+            rows = [torch.autograd.grad(v.sum(), x, retain_graph=True, materialize_grads=True)[0] for v in columns]
+        return torch.stack(rows, 1)
+
 
 class _Cosine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
@@ -247,18 +216,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class MixedField:
-    """`(1 - s) u + s v` for two fields; s may lie outside [0, 1]."""
+    """`(1 - s) u + s v` for two fields."""
 
     def __init__(self, u: ScalarField, v: ScalarField, s: float) -> None:
         self.u, self.v, self.s = u, v, s
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.lerp(self.u(x), self.v(x), self.s)
-
-    def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = zip(self.u.with_gradient(x), self.v.with_gradient(x), strict=True)
-        u, gradient = (torch.lerp(first, second, self.s) for first, second in pairs)
-        return u, gradient
 
 
 class FittedFields:
@@ -286,7 +250,7 @@ class FittedFields:
             t is not a time of the fit, or a point lies outside the domain.
         """
         if isinstance(self.domain, Box):
-            nearest = torch.minimum(torch.maximum(x, self.domain.lower.to(x)), self.domain.upper.to(x))
+            nearest = self.domain.nearest(x)
             room = _ROUNDING * (self.domain.upper - self.domain.lower).to(x)
             x = torch.where((x - nearest).abs() <= room, nearest, x)
         outside = ~self.domain.contains(x)
@@ -300,7 +264,7 @@ class FittedFields:
         with torch.no_grad():
             return torch.cat([field(part) for part in x.split(_CHUNK)])
 
-    def _at(self, t: float | None) -> ScalarField:
+    def _at(self, t: float | None) -> Callable[[Tensor], Tensor]:
         k, fraction = step_at(self.times, t)
         return self.fields[k] if fraction == 1.0 else MixedField(self.fields[k - 1], self.fields[k], fraction)
 

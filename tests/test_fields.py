@@ -38,6 +38,9 @@ def network(activation: str = "tanh", depth: int = 2) -> NetworkField:
     return NetworkField(CENTER, SCALE, width=9, depth=depth, activation=activation, generator=generator(2))
 
 
+SPACE = Box(-4.0, 4.0, dim=2)
+
+
 def wave(x: Tensor) -> Tensor:
     return (1.3 * x[:, 0]).sin() * x[:, 1] ** 3
 
@@ -49,9 +52,7 @@ def numpy_wave(x: Tensor) -> Tensor:
 
 FIELDS: dict[str, Callable[[], ScalarField]] = {
     "ridges": ridges,
-    "given": lambda: GivenField(wave),
-    "mixed": lambda: MixedField(ridges(0), ridges(1), -0.6),
-    "mixed of two kinds": lambda: MixedField(GivenField(wave), network(), 0.3),
+    "given": lambda: GivenField(wave, SPACE),
 } | {f"network {name}": lambda name=name: network(name) for name in ACTIVATIONS}
 
 
@@ -94,7 +95,7 @@ def test_ridges_are_the_printed_sum() -> None:
 
 
 def test_mixed_field_is_the_mixture() -> None:
-    u, v, x = GivenField(wave), network(), cloud()
+    u, v, x = GivenField(wave, SPACE), network(), cloud()
     torch.testing.assert_close(MixedField(u, v, 1.5)(x), -0.5 * u(x) + 1.5 * v(x))
 
 
@@ -120,20 +121,20 @@ def test_network_sees_scaled_coordinates() -> None:
 class TestGivenField:
     def test_what_torch_cannot_differentiate_is_differenced(self) -> None:
         """Differences over 1e-5 of an extent of 4 leave (4e-5)^2 / 6 of the third derivative, some ten."""
-        given, x = GivenField(numpy_wave), cloud()
+        given, x = GivenField(numpy_wave, SPACE), cloud()
         u, gradient = given.with_gradient(x)
-        exact_u, exact = GivenField(wave).with_gradient(x)
+        exact_u, exact = GivenField(wave, SPACE).with_gradient(x)
         torch.testing.assert_close(u, exact_u)
         torch.testing.assert_close(gradient, exact, rtol=1e-7, atol=1e-8)
         assert (gradient - exact).abs().max() > 0.0  # it is not torch's
 
     def test_constants_and_single_precision(self) -> None:
         x = cloud()
-        u, gradient = GivenField(lambda x: torch.ones(len(x))).with_gradient(x)
+        u, gradient = GivenField(lambda x: torch.ones(len(x)), SPACE).with_gradient(x)
         assert u.dtype == F64
         assert gradient.eq(0.0).all()
-        u, gradient = GivenField(lambda x: wave(x).float()).with_gradient(x)
-        torch.testing.assert_close(gradient, GivenField(wave).with_gradient(x)[1], rtol=1e-5, atol=1e-5)
+        u, gradient = GivenField(lambda x: wave(x).float(), SPACE).with_gradient(x)
+        torch.testing.assert_close(gradient, GivenField(wave, SPACE).with_gradient(x)[1], rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("function", "error", "message"),
@@ -148,7 +149,7 @@ class TestGivenField:
     def test_errors(self, function: Callable[[Tensor], Any], error: type, message: str) -> None:
         for method in (lambda f: f, lambda f: f.with_gradient):
             with pytest.raises(error, match=message) as caught:
-                method(GivenField(function))(cloud())
+                method(GivenField(function, SPACE))(cloud())
         if error is TargetError:
             assert isinstance(caught.value.__cause__, IndexError)
         if error is TargetValueError:
@@ -158,14 +159,14 @@ class TestGivenField:
 
     def test_the_name_of_an_argument(self) -> None:
         with pytest.raises(TargetShapeError, match="start must return a tensor"):
-            GivenField(lambda x: x, name="start")(cloud())
+            GivenField(lambda x: x, SPACE, "start")(cloud())
 
 
 class TestFittedFields:
     times = (0.0, 0.1, 0.4)
 
     def fitted(self) -> tuple[FittedFields, list[ScalarField]]:
-        fields: list[ScalarField] = [GivenField(wave), ridges(0), network()]
+        fields: list[ScalarField] = [GivenField(wave, SPACE), ridges(0), network()]
         return FittedFields(Box(-9, 9, dim=2), fields, self.times), fields
 
     def test_at_stored_times(self) -> None:

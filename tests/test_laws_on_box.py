@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jkosampler.domains import Box
 from jkosampler.errors import ArgumentError, StartError
-from jkosampler.laws import DensityOnBox
+from jkosampler.laws import DensityOnBox, Gaussian, Uniform
 
 F64 = torch.float64
 N = 20_000
@@ -255,3 +255,24 @@ def test_the_score_of_what_torch_does_not_differentiate() -> None:
     law = DensityOnBox(lambda x: torch.from_numpy(np.exp(2.0 * x.detach().numpy()[:, 0])), Box(0.0, 1.0, dim=2))
     exact = torch.tensor([2.0, 0.0], dtype=F64).expand(20, 2)
     torch.testing.assert_close(law.score(x), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_an_edge_of_a_law_inside_the_box_is_a_jump() -> None:
+    """Unlike the walls: a uniform law that fills the box has none."""
+    box = Box(0.0, 1.0, dim=2)
+
+    def on_box(low: float, high: float) -> DensityOnBox:
+        law = Uniform([low, low], [high, high])
+        return DensityOnBox(lambda x: law.log_prob(x).exp(), box, law=law)
+
+    assert on_box(0.2, 0.6).has_jump
+    assert not on_box(-1.0, 2.0).has_jump
+
+
+def test_a_law_that_is_hardly_in_the_box_is_drawn_there() -> None:
+    """N(0, I) beyond four standard deviations: waiting for its own draws would not end."""
+    law = Gaussian([0.0, 0.0], np.eye(2))
+    restricted = DensityOnBox(lambda x: law.log_prob(x).exp(), Box(4.0, 5.0, dim=2), law=law)
+    x = restricted.sample(2000, seeded(0))
+    exact = stats.truncnorm(4.0, 5.0)
+    assert float(x.mean()) == pytest.approx(exact.mean(), abs=4.0 * exact.std() / 4000**0.5)

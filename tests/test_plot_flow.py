@@ -146,3 +146,30 @@ def test_ring_is_a_circle_inside_its_window():
 def test_ring_names_a_wrong_radius(radius):
     with pytest.raises(ArgumentError, match="radius"):
         plotting.plot_ring(radius)
+
+
+# -------------------------------------------------------------------------------- fields
+
+
+def test_fields_share_their_colours_and_stand_upright():
+    first, second = np.arange(6.0).reshape(3, 2), np.full((3, 2), np.nan)
+    second[0, 0] = 11.0
+    panels = plotting.plot_fields([first, second], (0.0, 3.0, 0.0, 2.0), ["a", "b"])
+    images = [ax.images[0] for ax in panels]
+    assert [ax.get_title() for ax in panels] == ["a", "b"]
+    assert {image.get_clim() for image in images} == {(0.0, 11.0)}
+    np.testing.assert_array_equal(images[0].get_array(), first.T)  # the first index goes to the right
+    assert images[0].origin == "lower"
+    assert images[1].get_array().mask.sum() == 5  # outside the domain
+
+
+@pytest.mark.parametrize(
+    ("fields", "titles", "name"),
+    [([], [], "fields"), ([np.ones(3)], ["a"], "fields"), ([np.full((2, 2), np.nan)], ["a"], "fields"),
+     ([np.ones((2, 2))], [], "titles")],
+)  # fmt: skip
+def test_fields_name_the_wrong_argument(fields, titles, name):
+    with pytest.raises(ArgumentError, match=name):
+        plotting.plot_fields(fields, (0.0, 1.0, 0.0, 1.0), titles)
+    with pytest.raises(ArgumentError, match="axes: 1 are needed"):
+        plotting.plot_fields([np.ones((2, 2))], (0.0, 1.0, 0.0, 1.0), ["a"], axes=Figure().subplots(2))

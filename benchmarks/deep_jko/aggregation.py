@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 import reference_pde as pde
-from measures import Measure, fitted, fresh_particles
+from common.measures import Measure, fitted, fresh_particles
 
 from jkosampler import JKOSampler, energies, laws
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from measures import Measure, fitted, relative_l2, slope
+from common.measures import Measure, fitted, relative_l2, slope
 
 from deep_jko.kl_flow import DRAWS, exact_plane_density, four_in, plane_problem
 from deep_jko.porous_medium import SETTINGS, fit

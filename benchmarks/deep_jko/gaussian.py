@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import oracles
-from measures import Measure, fitted
+from common.measures import Measure, fitted
 from scipy.stats import multivariate_normal
 from sklearn.datasets import make_spd_matrix
 

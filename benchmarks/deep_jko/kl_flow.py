@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import reference_pde as pde
 import torch
-from measures import Measure, fitted, fresh_particles, mean_and_error, relative_l2
+from common.measures import Measure, fitted, fresh_particles, mean_and_error, relative_l2
 from reference_line import step_on_line
 from scipy.integrate import cumulative_simpson
 from scipy.interpolate import CubicSpline

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import reference_pde as pde
-from measures import Measure, fitted, fresh_particles, relative_l2
+from common.measures import Measure, fitted, fresh_particles, relative_l2
 
 from jkosampler import JKOSampler, energies, laws
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import reference_pde as pde
 import torch
-from measures import Measure, fitted, relative_l2
+from common.measures import Measure, fitted, relative_l2
 from oracles import Problem, ornstein_uhlenbeck, wasserstein_step
 from scipy.stats import multivariate_normal
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import reference_fields as ref
 import torch
-from measures import Measure, fitted, relative_l2
+from common.measures import Measure, fitted, relative_l2
 
 from jkosampler import JKOSampler, domains, energies, engines
 

@@ -55,7 +55,8 @@ class State:
     with the energy `values` (n,) at each, +inf where no mass may be; and many more `outposts`, at which a map must
     not fold. `claims` are what the importance weights of this law and those before it say of the evidence, where they
     say anything; `missing_evidence` is a sentence when one of them contradicts the last. `warm_start` is the last
-    potential with ridges or a network, or the last field of a flow with a mobility.
+    potential with ridges or a network, or the last field of a flow with a mobility. `far` are points out to the tails
+    that the push-forward engine solves its steps on, beside the pool.
     """
 
     flow: GradientFlow
@@ -73,6 +74,7 @@ class State:
     claims: tuple[Evidence, ...] = ()
     missing_evidence: str | None = None
     warm_start: nn.Module | None = None
+    far: Particles | None = None
 
     @property
     def n_steps(self) -> int:

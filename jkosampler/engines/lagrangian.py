@@ -268,6 +268,7 @@ def _advance(state: State, control: Control, trial: Trial) -> State:
         check=trial.check,
         values=trial.values,
         outposts=trial.outposts,
+        far=None if state.far is None else state.far.push(trial.step),
         maps=(*state.maps, trial.step),
         times=(*state.times, state.times[-1] + trial.tau),
         discrepancy=trial.judgement.discrepancy,

@@ -69,8 +69,8 @@ class MinimizingMovement(BaseEstimator):
     n_quadrature : int, optional
         Points to integrate by; None: by width, or the 10 000 of the paper for Adam.
     quadrature : {"gauss", "sobol", "monte-carlo"}, optional
-        See `domains.Domain.quadrature`; None: "gauss" for boxes on the line and in the plane, "sobol" elsewhere,
-        "monte-carlo", with new points in each iteration, for Adam.
+        See `domains.Domain.quadrature`; None: "gauss" for boxes on the line and all domains of the plane, "sobol"
+        elsewhere, "monte-carlo", with new points in each iteration, for Adam.
     tolerance : float
         A step whose equation is solved less accurately (`unresolved` in `history_`) is solved again with more units.
     threads : int, optional
@@ -183,7 +183,7 @@ class MinimizingMovement(BaseEstimator):
 
     def _points(self, flow: FieldFlow, n_units: int) -> Quadrature:
         d = flow.domain.dim
-        method = self.quadrature or ("gauss" if d <= 2 and (isinstance(flow.domain, Box) or d == 2) else "sobol")
+        method = self.quadrature or ("gauss" if d == 2 or (d == 1 and isinstance(flow.domain, Box)) else "sobol")
         n = self.n_quadrature
         if n is None and method == "gauss":
             n = math.ceil(2.0 * band_of(n_units, d) + _MORE_THAN_A_PERIOD) ** d

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 
@@ -55,15 +56,24 @@ class PushForward(Lagrangian):
         super().__init__(threads=threads)
         self.n_ridges: int = n_ridges
 
-    def _solve(self, state: State, control: Control) -> Solution | None:
-        flow, pool, d = state.flow, state.pool, state.pool.x.shape[1]
-        problem = StepProblem(flow.energy, _frame(flow, pool), control.tau, walls=flow.walls)
+    def init(self, flow: GradientFlow) -> State:
+        state = super().init(flow)
+        return replace(state, far=_far_points(flow, int(_FAR_SHARE * min(self._n_draws(state), len(state.pool)))))
+
+    def _n_draws(self, state: State) -> int:
+        """Draws that determine the potential of a step."""
+        d = state.pool.x.shape[1]
         n_parameters = self.n_ridges * (d + 2) + d + d * (d + 1) // 2
-        n = max(_POINTS, _PER_PARAMETER * n_parameters)
-        points = pool[torch.randperm(len(pool), generator=flow.generator)[:n].to(pool.x.device)]
-        n_draws, far = len(points), _far_points(flow, int(_FAR_SHARE * len(points))).push_all(state.maps)
-        weights = torch.cat([torch.ones_like(points.log_rho), torch.full_like(far.log_rho, _FAR_WEIGHT)])
-        points = points.joined(far)
+        return max(_POINTS, _PER_PARAMETER * n_parameters)
+
+    def _solve(self, state: State, control: Control) -> Solution | None:
+        flow, pool = state.flow, state.pool
+        assert state.far is not None
+        problem = StepProblem(flow.energy, _frame(flow, pool), control.tau, walls=flow.walls)
+        chosen = torch.randperm(len(pool), generator=flow.generator)[: self._n_draws(state)]
+        draws, far = pool[chosen.to(pool.x.device)], state.far[state.far.log_rho.isfinite()]
+        n_draws, points = len(draws), draws.joined(far)
+        weights = torch.cat([torch.ones_like(draws.log_rho), torch.full_like(far.log_rho, _FAR_WEIGHT)])
         inner, enough = problem.frame.to_inner(points), _SOLVED * unit(problem, pool.log_rho) ** 2
         best: Solution | None = None
         for guess, iterations in self._guesses(state):

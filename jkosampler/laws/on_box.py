@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["DensityOnBox"]
 
 _POINTS = 2**14
+_RARE = 0.01  # share of a law inside the box below which its own draws are too rarely there
 _MARGIN = 1.2  # of the largest density seen, for the bound by which draws are rejected
 _SEED = 20231
-_DIFFERENCE = 1e-5  # of the sides
 _ROUNDING = 1e-9  # of the sides: a point that is not farther outside is on the wall
 
 
@@ -55,6 +55,9 @@ class DensityOnBox(ForeignLaw):
             raise StartError("initial is zero everywhere in the domain: it must be a density with positive mass.")
         self.mass, self._log_total = total, math.log(total)
         self._bound = _MARGIN * float(values.max())
+        self._draws_of_law = law is not None and total > _RARE * law.mass
+        # a law's own edge inside the box is one, unlike the walls
+        self.has_jump = law is not None and law.has_jump and bool((values == 0.0).any())
         self._points_seen, self._probabilities = points.x, points.weights * values / total
 
     def _closed_moments(self) -> tuple[Tensor, Tensor]:
@@ -84,7 +87,7 @@ class DensityOnBox(ForeignLaw):
         """Draws by rejection; all are made again where the bound turns out too low."""
         parts: list[Tensor] = []
         found = 0
-        while self._law is not None and found < n:
+        while self._law is not None and self._draws_of_law and found < n:
             x = self._law.sample((n,), generator=generator)
             parts.append(x[self.box.contains(x)])
             found += len(parts[-1])
@@ -104,21 +107,16 @@ class DensityOnBox(ForeignLaw):
         """Gradient (n, d) of `log_prob` at x (n, d), by differences where torch has none."""
         x = self._points(x).detach()
         with torch.inference_mode(False), torch.enable_grad():
-            nearest = torch.minimum(torch.maximum(x[:1], self.box.lower.to(x)), self.box.upper.to(x))
-            if self._values(nearest.clone().requires_grad_(True)).requires_grad:
+            if self._values(self.box.nearest(x[:1]).requires_grad_(True)).requires_grad:
                 return super().score(x)
-        lower, upper, columns = self.box.lower.to(x), self.box.upper.to(x), []
-        for h in torch.diag(_DIFFERENCE * (upper - lower)):
-            above, below = torch.minimum(x + h, upper), torch.maximum(x - h, lower)
-            columns.append((self.log_prob(above) - self.log_prob(below)) / (above - below).sum(1))
-        slope = torch.stack(columns, 1)
+        slope = self.box.differences(self.log_prob, x)
         return torch.where(self.log_prob(x).isneginf()[:, None], 0.0, slope)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         lower, upper = self.box.lower.to(x), self.box.upper.to(x)
         x = torch.where(x.isfinite().all(-1, keepdim=True), x, lower)  # `log_prob` has its own answer there
         # a map that takes each wall into itself may leave a point of it just outside
-        nearest = x + (torch.minimum(torch.maximum(x, lower), upper) - x).detach()
+        nearest = x + (self.box.nearest(x) - x).detach()
         inside = ((x - nearest).abs() <= _ROUNDING * (upper - lower)).all(-1)
         return torch.where(inside, self._values(nearest).log() - self._log_total, -math.inf)
 

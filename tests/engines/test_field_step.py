@@ -37,7 +37,7 @@ def basis_of(
     evaluator = FunctionalEvaluator(energy)
     points = domain.quadrature(n, generator(1), "gauss")
     layer = band_limited(domain, n_units, generator())
-    return Basis(layer, points, tau, evaluator, GivenField(field)), evaluator
+    return Basis(layer, points, tau, evaluator, GivenField(field, domain)), evaluator
 
 
 def step_of(

@@ -35,7 +35,9 @@ def flow(
     energy: Energy, field: Callable[[Tensor], Tensor], tau: float, order: int = 1, domain: Domain = LINE, seed: int = 0
 ) -> FieldFlow:
     generator = torch.Generator().manual_seed(seed)
-    return FieldFlow(FunctionalEvaluator(energy), domain, GivenField(field), tau, order, generator, torch.device("cpu"))
+    return FieldFlow(
+        FunctionalEvaluator(energy), domain, GivenField(field, domain), tau, order, generator, torch.device("cpu")
+    )
 
 
 def run(engine: MinimizingMovement, problem: FieldFlow, n_steps: int) -> tuple[FieldState, list[Any]]:

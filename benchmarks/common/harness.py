@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measures import Measure
+
+from common.measures import Measure
 
 __all__ = ["Benchmark", "Experiment"]
 

@@ -1,0 +1,1 @@
+"""What the benchmarks of both papers share: how they are run, what they measure."""
