@@ -19,6 +19,7 @@ from minimizing_movement import densities, fields
 
 EXPERIMENTS = {
     **{name: Experiment(run) for name, run in (fields.EXPERIMENTS | densities.EXPERIMENTS).items()},
+    "lambda": Experiment(densities.lambda_study, (0,)),
     "paper-recipe": Experiment(fields.adam_in_the_time_of, (0,)),
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jkosampler._setup import Setup
 from jkosampler.errors import TargetError
-from jkosampler.flow import FittedFlow
+from jkosampler.flow import FittedDensities, FittedFlow
 from jkosampler.laws import Gaussian, Law
 from jkosampler.particles import Particles
 
@@ -28,7 +28,7 @@ _MATERIAL = 0.01  # of the mass
 
 
 def look_outside(
-    setup: Setup, flow: FittedFlow, inside: Particles, log_target: Tensor, generator: torch.Generator
+    setup: Setup, flow: FittedFlow | FittedDensities, inside: Particles, log_target: Tensor, generator: torch.Generator
 ) -> str | None:
     """A sentence that names the mass which a probe has found and the law lacks; None where none has.
 
@@ -69,7 +69,12 @@ def _probes(setup: Setup, x: Tensor) -> list[tuple[str, Law]]:
 
 
 def _excess(
-    setup: Setup, flow: FittedFlow, inside: Particles, log_target: Tensor, probe: Law, generator: torch.Generator
+    setup: Setup,
+    flow: FittedFlow | FittedDensities,
+    inside: Particles,
+    log_target: Tensor,
+    probe: Law,
+    generator: torch.Generator,
 ) -> tuple[float, float]:
     """Share of the target's mass that the law lacks as the probe sees it, and its standard error."""
     outside = probe.sample((len(inside),), generator=generator)

@@ -23,7 +23,7 @@ from jkosampler.diagnostics import Report, estimate_stationarity, report_from_lo
 from jkosampler.diagnostics.from_weights import FEWEST_DRAWS
 from jkosampler.engines import FieldState
 from jkosampler.errors import FitError, NotFittedError, UnavailableError
-from jkosampler.flow import FittedFlow
+from jkosampler.flow import FittedDensities, FittedFlow
 
 __all__ = ["FitResult", "FittedAttributes"]
 
@@ -89,7 +89,7 @@ class FitResult:
         """
         n = whole_number(n, "n", FEWEST_DRAWS)
         assert isinstance(self.setup, Setup)
-        assert isinstance(self.flow, FittedFlow)
+        assert isinstance(self.flow, FittedFlow | FittedDensities)
         energy, dim = self.setup.problem.energy, self.setup.dim
         with torch_scope(self.setup.engine.threads):
             particles = self.flow.particles(n, generator)

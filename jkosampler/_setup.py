@@ -18,10 +18,11 @@ from jkosampler._setup_fields import FieldSetup, is_field_flow
 from jkosampler.domains import Box, Domain
 from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy, L2Functional
 from jkosampler.engines import GradientFlow, Lagrangian, MinimizingMovement, State
+from jkosampler.engines.density_networks import DensityNetworks, DensityState
 from jkosampler.engines.push_forward import PushForward
 from jkosampler.engines.step_size import AdaptiveSteps, FixedSteps, StepControl
 from jkosampler.errors import ArgumentError
-from jkosampler.flow import FittedFlow
+from jkosampler.flow import FittedDensities, FittedFlow
 from jkosampler.laws import DensityOnBox, Gaussian, Law, Mixture, as_law
 from jkosampler.metrics import Metric, as_metric
 from jkosampler.mobility import Mobility, as_mobility
@@ -37,7 +38,7 @@ __all__ = ["Setup", "check_that_it_ends", "checked"]
 _PARTICLES = 16_000
 _PARTICLES_PER_DIMENSION = 400
 _MORE_WITH_MOBILITY = 4  # particles show where a step would leave the allowed densities
-_FEWER_TO_PULL_BACK = 4  # each is moved by inverting a map
+_FEWER_TO_PULL_BACK = 4  # each is moved by inverting a map, or drawn anew by rejection
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
 
 
@@ -58,7 +59,7 @@ class Setup:
     target: Target | None
     functional: Energy
     law: Law
-    engine: Lagrangian
+    engine: Lagrangian | DensityNetworks
     problem: GradientFlow
     note: str | None
     adaptive: bool
@@ -87,7 +88,7 @@ class Setup:
         n_particles = max(_PARTICLES, _PARTICLES_PER_DIMENSION * dim)
         if sampler.mobility is not None:
             n_particles *= _MORE_WITH_MOBILITY
-        if isinstance(engine, PushForward):
+        if isinstance(engine, PushForward | DensityNetworks):
             n_particles //= _FEWER_TO_PULL_BACK
         problem = GradientFlow(
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
@@ -103,12 +104,14 @@ class Setup:
         )
         return cls(dim, dtype, device, target, energy, law, engine, problem, note, adaptive)
 
-    def begin(self) -> State:
+    def begin(self) -> State | DensityState:
         """The engine's state before the first step."""
         return self.engine.init(self.problem)
 
-    def solution(self, state: State) -> FittedFlow:
+    def solution(self, state: State | DensityState) -> FittedFlow | FittedDensities:
         """What a fit has found."""
+        if isinstance(state, DensityState):
+            return FittedDensities(state.laws, state.times)
         return FittedFlow(self.law, self.problem.law, state.maps, state.times)
 
 
@@ -290,7 +293,7 @@ def _control(sampler: JKOSampler, dim: int) -> StepControl:
     return FixedSteps(float(sampler.step_size), threshold, int(sampler.order))
 
 
-def _engine(sampler: JKOSampler) -> Lagrangian:
+def _engine(sampler: JKOSampler) -> Lagrangian | DensityNetworks:
     """The engine for a flow of densities; a domain asks for the minimizing-movement engine."""
     engine = sampler.engine
     if engine is None:

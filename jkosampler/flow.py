@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,7 +20,7 @@ from jkosampler.laws import Law
 from jkosampler.maps import Map, inversion_error
 from jkosampler.particles import Particles
 
-__all__ = ["FittedFlow"]
+__all__ = ["FittedDensities", "FittedFlow"]
 
 _CHUNK = 16384  # points that are moved at a time: bounds the memory, whatever n
 
@@ -101,9 +102,7 @@ class FittedFlow:
 
     def field(self, x: Tensor, *, t: float | None) -> NoReturn:
         """Raise: the law is no field."""
-        raise UnavailableError(
-            "this flow is one of densities, not of a field: density(x, t) is u, sample(n, t) draws from it."
-        )
+        raise _no_field()
 
     def particles(self, n: int, generator: torch.Generator) -> Particles:
         """n independent draws of the last law with their log densities and scores."""
@@ -125,3 +124,69 @@ class FittedFlow:
             return self.law, []
         whole = [(step, 1.0) for step in self.maps[: k - 1]]
         return self.start, [*whole, (self.maps[k - 1], fraction)]
+
+
+class FittedDensities:
+    """The laws `rho_t` of a flow whose densities are networks; between two steps the densities are mixed.
+
+    Parameters
+    ----------
+    laws : sequence of K + 1 laws
+        From the initial one on.
+    times : sequence of K + 1 floats
+        Their flow times, from 0.
+    """
+
+    def __init__(self, laws: Sequence[Law], times: Sequence[float]) -> None:
+        self.laws, self.times = tuple(laws), tuple(times)
+
+    def sample(self, n: int, *, t: float | None, generator: torch.Generator) -> Tensor:
+        """n independent draws (n, d) of rho_t."""
+        before, after, fraction = self._at(t)
+        draws = after.sample((n,), generator=generator)
+        if fraction < 1.0:
+            chosen = torch.rand(n, 1, generator=generator, dtype=torch.float64) < fraction
+            draws = torch.where(chosen.to(draws.device), draws, before.sample((n,), generator=generator))
+        return draws
+
+    def sample_with_log_density(self, n: int, *, t: float | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The draws (n, d) of `sample` with the log density (n,) of rho_t at each."""
+        draws = self.sample(n, t=t, generator=generator)
+        return draws, self.log_density(draws, t=t)
+
+    def log_density(self, x: Tensor, *, t: float | None) -> Tensor:
+        """Normalised log density (n,) of rho_t at x (n, d); -inf outside the box."""
+        before, after, fraction = self._at(t)
+        parts = []
+        with torch.no_grad():
+            for part in x.split(_CHUNK):
+                log_rho = after.log_prob(part)
+                if fraction < 1.0:
+                    log_rho = torch.logaddexp(
+                        before.log_prob(part) + math.log1p(-fraction), log_rho + math.log(fraction)
+                    )
+                parts.append(log_rho)
+        return torch.cat(parts)
+
+    def log_density_where_defined(self, x: Tensor) -> Tensor:
+        """Log density (n,) of the last law at x (n, d)."""
+        return self.log_density(x, t=None)
+
+    def field(self, x: Tensor, *, t: float | None) -> NoReturn:
+        """Raise: the law is no field."""
+        raise _no_field()
+
+    def particles(self, n: int, generator: torch.Generator) -> Particles:
+        """n independent draws of the last law with their log densities and scores."""
+        return Particles.draw(self.laws[-1], n, generator)
+
+    def _at(self, t: float | None) -> tuple[Law, Law, float]:
+        """The laws before and after time t, and the share of the latter."""
+        k, fraction = step_at(self.times, t)
+        return self.laws[max(k - 1, 0)], self.laws[k], fraction if k else 1.0
+
+
+def _no_field() -> UnavailableError:
+    return UnavailableError(
+        "this flow is one of densities, not of a field: density(x, t) is u, sample(n, t) draws from it."
+    )

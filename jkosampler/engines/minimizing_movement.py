@@ -23,11 +23,13 @@ from torch import Tensor
 from jkosampler._arguments import positive_number
 from jkosampler._inputs import whole_number
 from jkosampler.domains import QUADRATURES, Box, Quadrature
+from jkosampler.engines.density_networks import DensityNetworks
 from jkosampler.engines.field_flow import FieldFlow, FieldState, Seen, judged
 from jkosampler.engines.field_step import Basis, solve_step
 from jkosampler.engines.field_training import train_step
 from jkosampler.engines.hidden_layers import band_limited, band_of, pursued
 from jkosampler.engines.push_forward import PushForward
+from jkosampler.engines.transport_pair import PAIRS
 from jkosampler.errors import ArgumentError
 from jkosampler.fields import ACTIVATIONS, CosineField, NetworkField
 
@@ -44,12 +46,15 @@ _MORE_THAN_A_PERIOD = 12  # Gauss points an axis, beyond two for each period of 
 _POINTS_PER_UNIT = 16
 _FEWEST_POINTS = 2**15  # Sobol points; quadrature errors of the same points add up from step to step
 _ADAM_UNITS, _ADAM_POINTS, _ADAM_ITERATIONS = 256, 10_000, 2000
+_CONVEX_WIDTH = 16
 _GAMMA = 1.0 - 0.5**0.5  # of the second-order method's two stages
 
 
 class MinimizingMovement(BaseEstimator):
-    """Steps as networks for the unknown itself: of fields in the L2 metric, and of densities by the potential of the
-    map back, for which only `width` and `threads` are.
+    """Steps as networks for the unknown itself: fields in the L2 metric, and densities in W2.
+
+    Densities are represented by the potential of the map back, for which only `width` and `threads` are, or by
+    networks as in the paper.
 
     Parameters
     ----------
@@ -57,15 +62,28 @@ class MinimizingMovement(BaseEstimator):
         Units of the hidden layer (of each, with Adam); None: by dimension, and more where they do not resolve a step.
         For densities, the trained ridge functions of the potential; None: 64.
     depth : int
-        Hidden layers of the network that Adam trains; the default's has one.
+        Hidden layers of the network that Adam trains, and of that for a density; the default's has one.
     activation : {"tanh", "elu", "relu", "softplus", "cos"}
-        Of that network; the default's units are cosines.
+        Of these networks; the default's units are cosines.
     optimizer : {"variable-projection", "adam"}
-        Each step solved in the last layer of a network, or all weights trained by Adam.
+        Each step solved in the last layer of a network, or all weights trained by Adam. For densities "adam" implies
+        `representation="networks"`; without it these are solved by Newton's method.
     learning_rate : float
         Of Adam.
     n_iterations : int
         Of Adam, in each step.
+    representation : {"push-forward", "networks"}, optional
+        Of densities: the exact push-forward by one potential's map (`engines.push_forward`), or a positive network over
+        its integral on a box, with a pair of input-convex networks for the distance, as the paper has it
+        (`engines.density_networks`). None: "push-forward", or "networks" for Adam.
+    convex_width : int
+        Units of both layers of an input-convex network.
+    lam : float
+        Weight of the term that holds the pair together: lambda of equation (2.12). With `pair="max-min"` it hardly
+        matters.
+    pair : {"max-min", "joint"}
+        How the pair is trained: correctly, or by joint minimisation as (2.12) is printed, which fails for
+        lam <= 1/2; see `engines.transport_pair`.
     n_quadrature : int, optional
         Points to integrate by; None: by width, or the 10 000 of the paper for Adam.
     quadrature : {"gauss", "sobol", "monte-carlo"}, optional
@@ -86,6 +104,10 @@ class MinimizingMovement(BaseEstimator):
         optimizer: str = "variable-projection",
         learning_rate: float = 1e-3,
         n_iterations: int = _ADAM_ITERATIONS,
+        representation: str | None = None,
+        convex_width: int = _CONVEX_WIDTH,
+        lam: float = 1.0,
+        pair: str = "max-min",
         n_quadrature: int | None = None,
         quadrature: str | None = None,
         tolerance: float = 1e-2,
@@ -97,6 +119,10 @@ class MinimizingMovement(BaseEstimator):
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.n_iterations = n_iterations
+        self.representation = representation
+        self.convex_width = convex_width
+        self.lam = lam
+        self.pair = pair
         self.n_quadrature = n_quadrature
         self.quadrature = quadrature
         self.tolerance = tolerance
@@ -110,11 +136,19 @@ class MinimizingMovement(BaseEstimator):
         """
         return cls(**({"optimizer": "adam", "width": _ADAM_UNITS} | changes))  # type: ignore[arg-type]
 
-    def for_densities(self) -> PushForward:
+    def for_densities(self) -> PushForward | DensityNetworks:
         """The engine of Wasserstein flows with these settings."""
         self._check_settings()
-        if self.optimizer != _OPTIMIZERS[0]:
-            raise ArgumentError(f"optimizer={self.optimizer!r} is for L2 flows; leave it out for densities.")
+        adam = self.optimizer == "adam"
+        if self.representation == "networks" or (self.representation is None and adam):
+            shared = (
+                "width", "depth", "activation", "convex_width", "lam", "pair", "learning_rate", "n_quadrature",
+                "quadrature", "threads",
+            )  # fmt: skip
+            settings = {name: getattr(self, name) for name in shared}
+            return DensityNetworks(**settings, adam=adam, n_iterations=self.n_iterations if adam else None)
+        if adam:
+            raise ArgumentError("optimizer='adam' is for representation='networks'; leave one of them out.")
         return PushForward(threads=self.threads, **({} if self.width is None else {"n_ridges": self.width}))
 
     def init(self, flow: FieldFlow) -> FieldState:
@@ -218,14 +252,21 @@ class MinimizingMovement(BaseEstimator):
         return replace(state, network=network), record
 
     def _check_settings(self) -> None:
-        choices = {"optimizer": _OPTIMIZERS, "quadrature": (None, *QUADRATURES), "activation": tuple(ACTIVATIONS)}
+        choices = {
+            "optimizer": _OPTIMIZERS,
+            "quadrature": (None, *QUADRATURES),
+            "activation": tuple(ACTIVATIONS),
+            "representation": (None, "push-forward", "networks"),
+            "pair": PAIRS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ArgumentError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        for name, least in (("width", 2), ("depth", 1), ("n_iterations", 1), ("n_quadrature", 2), ("threads", 1)):
+        least = {"width": 2, "depth": 1, "n_iterations": 1, "n_quadrature": 2, "convex_width": 1, "threads": 1}
+        for name, bound in least.items():
             if getattr(self, name) is not None:
-                whole_number(getattr(self, name), name, least)
-        for name in ("learning_rate", "tolerance"):
+                whole_number(getattr(self, name), name, bound)
+        for name in ("learning_rate", "tolerance", "lam"):
             positive_number(getattr(self, name), name)
 
 

@@ -24,8 +24,8 @@ from jkosampler import JKOSampler, laws
 from jkosampler.domains import Box
 from jkosampler.energies import KL, Energy, Entropy, Interaction, Potential, Power
 from jkosampler.engines import MinimizingMovement
+from jkosampler.engines.density_networks import DensityNetworks
 from jkosampler.engines.push_forward import PushForward
-from jkosampler.errors import ArgumentError
 
 slow = pytest.mark.slow
 Function = Callable[[np.ndarray], np.ndarray]
@@ -328,6 +328,7 @@ class TestSettings:
         assert (engine.n_ridges, engine.threads) == (7, 2)
         assert MinimizingMovement().for_densities().n_ridges == 64
 
-    def test_adam_is_for_fields(self) -> None:
-        with pytest.raises(ArgumentError, match="optimizer='adam' is for L2 flows"):
-            MinimizingMovement.as_in_the_paper().for_densities()
+    def test_adam_means_networks(self) -> None:
+        engine = MinimizingMovement.as_in_the_paper(lam=2.0).for_densities()
+        assert isinstance(engine, DensityNetworks)
+        assert (engine.adam, engine.width, engine.lam, engine.n_iterations) == (True, 256, 2.0, 2000)
