@@ -132,7 +132,7 @@ class DensityNetworks(BaseEstimator):
         pool = Particles.draw(law, flow.n_particles, flow.generator)
         now = state.times[-1] + tau
         record = _seen(state, law, saddle, tau)
-        if not max(record.cycle, record.residual) < _NOTHING_LEFT:
+        if not max(record.cycle, record.residual) < (float("inf") if self.adam else _NOTHING_LEFT):
             raise run_away(saddle.pair)
         record.update(
             time=now, step_size=tau, stage="networks", n_iterations=n_iterations, change=change,

@@ -19,6 +19,7 @@ from jkosampler.fields import CosineField, NetworkField, ScalarField, SmoothFiel
 
 __all__ = ["FieldFlow", "FieldState", "Seen", "judged"]
 
+_STATIONARY = 1e-9  # of u: a step that has to change less has no residual to speak of
 _ROUNDING = 1e-10  # of the terms of which the slack is a difference
 
 
@@ -92,6 +93,8 @@ def judged(
     defined = right.isfinite()  # but where phi has a kink
     missing = (weights @ torch.where(defined, (u - before) / tau - right, 0.0).square()) ** 0.5
     right = torch.where(defined, right, 0.0)
+    size = (weights @ u.square()).sqrt()
+    scale = torch.maximum((weights @ right.square()).sqrt(), _STATIONARY * size / tau).clamp(min=1e-300)
     gain = seen.phi - phi - (u - seen.u).square() / (2.0 * flow.step_size)
     slack, slack_se = float(weights @ gain), flow.domain.volume * float(gain.std()) / len(x) ** 0.5
     rounding = _ROUNDING * float(weights @ (phi.abs() + u.square() / (2.0 * tau)))
@@ -99,8 +102,8 @@ def judged(
     record = Bunch(
         time=now,
         step_size=flow.step_size,
-        residual=float(missing / (weights @ right.square()).sqrt().clamp(min=1e-300)),
-        unresolved=float(tau * missing / (weights @ u.square()).sqrt().clamp(min=1e-300)) / (1.0 + tau * damping),
+        residual=float(missing / scale),
+        unresolved=float(tau * missing / size.clamp(min=1e-300)) / (1.0 + tau * damping),
         slack=slack,
         slack_se=slack_se,
         descends=slack >= -3.0 * slack_se - rounding,

@@ -47,6 +47,7 @@ _POINTS_PER_UNIT = 16
 _FEWEST_POINTS = 2**15  # Sobol points; quadrature errors of the same points add up from step to step
 _ADAM_UNITS, _ADAM_POINTS, _ADAM_ITERATIONS = 256, 10_000, 2000
 _CONVEX_WIDTH = 16
+_ACTIVATION = "tanh"
 _GAMMA = 1.0 - 0.5**0.5  # of the second-order method's two stages
 
 
@@ -63,8 +64,8 @@ class MinimizingMovement(BaseEstimator):
         For densities, the trained ridge functions of the potential; None: 64.
     depth : int
         Hidden layers of the network that Adam trains, and of that for a density; the default's has one.
-    activation : {"tanh", "elu", "relu", "softplus", "cos"}
-        Of these networks; the default's units are cosines.
+    activation : {"tanh", "elu", "relu", "softplus", "cos"}, optional
+        Of these networks; None: "tanh". (The default's units are cosines.)
     optimizer : {"variable-projection", "adam"}
         Each step solved in the last layer of a network, or all weights trained by Adam. For densities "adam" implies
         `representation="networks"`; without it these are solved by Newton's method.
@@ -100,7 +101,7 @@ class MinimizingMovement(BaseEstimator):
         *,
         width: int | None = None,
         depth: int = 2,
-        activation: str = "tanh",
+        activation: str | None = None,
         optimizer: str = "variable-projection",
         learning_rate: float = 1e-3,
         n_iterations: int = _ADAM_ITERATIONS,
@@ -134,7 +135,7 @@ class MinimizingMovement(BaseEstimator):
 
         The paper does not print its number of iterations; any setting can be changed by name.
         """
-        return cls(**({"optimizer": "adam", "width": _ADAM_UNITS} | changes))  # type: ignore[arg-type]
+        return cls(**({"optimizer": "adam", "width": _ADAM_UNITS, "activation": _ACTIVATION} | changes))  # type: ignore[arg-type]
 
     def for_densities(self) -> PushForward | DensityNetworks:
         """The engine of Wasserstein flows with these settings."""
@@ -142,10 +143,10 @@ class MinimizingMovement(BaseEstimator):
         adam = self.optimizer == "adam"
         if self.representation == "networks" or (self.representation is None and adam):
             shared = (
-                "width", "depth", "activation", "convex_width", "lam", "pair", "learning_rate", "n_quadrature",
+                "width", "depth", "convex_width", "lam", "pair", "learning_rate", "n_quadrature",
                 "quadrature", "threads",
             )  # fmt: skip
-            settings = {name: getattr(self, name) for name in shared}
+            settings = {name: getattr(self, name) for name in shared} | {"activation": self.activation or _ACTIVATION}
             return DensityNetworks(**settings, adam=adam, n_iterations=self.n_iterations if adam else None)
         if adam:
             raise ArgumentError("optimizer='adam' is for representation='networks'; leave one of them out.")
@@ -154,6 +155,8 @@ class MinimizingMovement(BaseEstimator):
     def init(self, flow: FieldFlow) -> FieldState:
         """Check the energy at the initial field, and choose the points to check by."""
         self._check_settings()
+        if self.representation is not None:
+            raise ArgumentError(f"representation={self.representation!r} is for densities; leave it out for L2 flows.")
         if self.optimizer == "adam" and flow.order != 1:
             raise ArgumentError("order=2 is not for optimizer='adam'; take the default optimizer, or order=1.")
         check = flow.quadrature(_CHECK_POINTS)
@@ -230,7 +233,7 @@ class MinimizingMovement(BaseEstimator):
         flow, before = state.flow, state.fields[-1]
         width = self.width or _ADAM_UNITS
         network = NetworkField(
-            *flow.domain.frame(flow.device), width=width, depth=self.depth, activation=self.activation,
+            *flow.domain.frame(flow.device), width=width, depth=self.depth, activation=self.activation or _ACTIVATION,
             generator=flow.generator,
         )  # fmt: skip
         if state.network is not None:
@@ -255,7 +258,7 @@ class MinimizingMovement(BaseEstimator):
         choices = {
             "optimizer": _OPTIMIZERS,
             "quadrature": (None, *QUADRATURES),
-            "activation": tuple(ACTIVATIONS),
+            "activation": (None, *ACTIVATIONS),
             "representation": (None, "push-forward", "networks"),
             "pair": PAIRS,
         }
@@ -266,6 +269,11 @@ class MinimizingMovement(BaseEstimator):
         for name, bound in least.items():
             if getattr(self, name) is not None:
                 whole_number(getattr(self, name), name, bound)
+        if self.activation is not None and self.optimizer == _OPTIMIZERS[0] and self.representation != "networks":
+            raise ArgumentError(
+                f"activation={self.activation!r} is for optimizer='adam' and representation='networks'; the default's "
+                "units are cosines."
+            )
         for name in ("learning_rate", "tolerance", "lam"):
             positive_number(getattr(self, name), name)
 

@@ -274,6 +274,8 @@ def test_global_random_state_is_left_alone(settings: dict[str, Any]) -> None:
         ({"optimizer": "sgd"}, "optimizer must be one of .*'sgd'"),
         ({"quadrature": "simpson"}, "quadrature must be one of .*'simpson'"),
         ({"activation": "sine"}, "activation must be one of .*'sine'"),
+        ({"activation": "elu"}, "activation='elu' is for optimizer='adam'"),
+        ({"representation": "networks"}, "representation='networks' is for densities"),
         ({"width": 1}, "width must be a whole number of at least 2"),
         ({"width": 2.5}, "width must be a whole number"),
         ({"depth": 0}, "depth must be a whole number of at least 1"),

@@ -127,7 +127,10 @@ GAUSSIAN = laws.Gaussian([0.5, 0.5], 0.01)
         ({"step_size": None}, "step_size: engine='minimizing-movement' needs fixed steps"),
         ({"order": 2}, "order=2 of engine='minimizing-movement' is for L2 flows"),
         ({"mobility": "exclusion"}, "mobility is not for engine='minimizing-movement'"),
-        ({"engine": engines.MinimizingMovement(optimizer="adam")}, "optimizer='adam' is for L2 flows"),
+        (
+            {"engine": engines.MinimizingMovement(optimizer="adam", representation="push-forward")},
+            "optimizer='adam' is for representation='networks'",
+        ),
         ({"engine": engines.MinimizingMovement(width=0)}, "width"),
         ({"domain": None, "dim": 2, "engine": "minimizing-movement"}, "initial must be a law"),
         ({"initial": laws.Uniform([0.0, 0.0], [1.0, 1.0]), "domain": None, "engine": "minimizing-movement"}, "jumps"),
