@@ -17,6 +17,7 @@ from sklearn.utils import Bunch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from jkosampler._corrected import METHODS, corrected_draws
 from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
 from jkosampler._result import FitResult, FittedAttributes
 from jkosampler._run import Budget, run
@@ -230,15 +231,41 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         random_state: Any = None,
         as_tensor: bool = False,
     ) -> Any:
-        """Independent, unweighted draws (n, d) of the law at flow time t (None: the last).
+        """Unweighted draws (n, d): of the law at flow time t (None: the last), or of the target itself.
 
-        With `random_state=None` the sampler's own random stream goes on.
+        Parameters
+        ----------
+        n : int
+        t : float, optional
+            Flow time; for `method="flow"` only.
+        method : {"flow", "snis", "imh"}
+            "flow": independent draws of the law. The others correct draws of the last law by importance weights, and
+            are draws of the target as far as the law has mass wherever the target has. "snis" resamples four times as
+            many draws by their weights: a draw may come twice. "imh" returns the ends of n independent Metropolis
+            chains of 16 proposals each, with the law as the proposal.
+        random_state : int, numpy Generator or RandomState, torch Generator, optional
+            None: the sampler's own random stream goes on.
+        as_tensor : bool
+            A tensor on the sampler's device instead of an array.
+
+        Raises
+        ------
+        ArgumentError
+            There is no such method or time, or no `log_target` to correct for.
+        FitError
+            No draw has a weight under the target.
         """
-        if method != "flow":
-            raise ArgumentError(f"method must be 'flow' in this version, got {method!r}.")
+        if method not in METHODS:
+            raise ArgumentError(f"method must be one of {METHODS}, got {method!r}.")
+        if method != "flow" and t is not None:
+            raise ArgumentError(f"t={t!r}: method={method!r} corrects draws of the last law; leave t out.")
         fitted, n, t = self._fitted, whole_number(n, "n", 0), flow_time(t)
+        generator = self._stream(random_state)
         with torch_scope():
-            draws = fitted.flow.sample(n, t=t, generator=self._stream(random_state))
+            if method == "flow":
+                draws = fitted.flow.sample(n, t=t, generator=generator)
+            else:
+                draws = corrected_draws(fitted, n, method, generator)
         return draws if as_tensor else _to_numpy(draws)
 
     def sample_with_log_density(

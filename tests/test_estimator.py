@@ -265,7 +265,7 @@ def test_not_fitted_and_bad_questions(fitted):
     with pytest.raises(ArgumentError, match="n must be"):
         fitted.sample(-1)
     with pytest.raises(ArgumentError, match="method"):
-        fitted.sample(3, method="snis")
+        fitted.sample(3, method="gibbs")
     with pytest.raises(ArgumentError, match=r"\(n, 2\)"):
         fitted.log_density(np.zeros((3, 3)))
     with pytest.raises(ArgumentError, match="row 1"):
