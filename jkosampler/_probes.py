@@ -62,7 +62,8 @@ def look_outside(
 def _probes(setup: Setup, x: Tensor) -> list[tuple[str, Law]]:
     mean, covariance = x.mean(0), torch.cov(x.mT).reshape(setup.dim, setup.dim)
     wider = [(f"a Gaussian {factor:g} times as wide", Gaussian(mean, factor**2 * covariance)) for factor in _WIDER]
-    probes: list[tuple[str, Law]] = [("the initial law", setup.problem.law), *wider]
+    start = setup.problem.law if setup.law.has_jump else setup.law
+    probes: list[tuple[str, Law]] = [("the initial law", start), *wider]
     if setup.target is not None and setup.target.prior is not None:
         probes.append(("the prior", setup.target.prior))
     return [(name, law.to(setup.dtype, setup.device)) for name, law in probes]

@@ -25,7 +25,7 @@ from jkosampler.engines import FieldState
 from jkosampler.errors import FitError, NotFittedError, UnavailableError
 from jkosampler.flow import FittedDensities, FittedFlow
 
-__all__ = ["FitResult", "FittedAttributes"]
+__all__ = ["FitResult", "FittedAttributes", "spare_generator"]
 
 _FINAL_DRAWS = 4000  # behind log_evidence_, pareto_k_ and ess_
 
@@ -58,7 +58,7 @@ class FitResult:
         self.setup, self.generator, self.state = setup, generator, state
         self.history, self.stop_reason = list(history), stop_reason
         self.flow = setup.solution(state)
-        self._spare_seed = _spare_seed(generator)
+        self._spare_seed = spare_generator(generator).initial_seed()
 
     def after(self, state: Any, record: Bunch) -> FitResult:
         """The fit after one more step."""
@@ -211,8 +211,9 @@ class FittedAttributes:
         return float("nan") if report is None else float(getattr(report, name))
 
 
-def _spare_seed(generator: torch.Generator) -> int:
-    """A seed from a copy of the stream, which itself stays where it is."""
+def spare_generator(generator: torch.Generator) -> torch.Generator:
+    """Another stream, from a copy of this one, which itself stays where it is."""
     fork = torch.Generator(device=generator.device)
     fork.set_state(generator.get_state())
-    return int(torch.randint(2**62, (1,), generator=fork, device=generator.device))
+    seed = int(torch.randint(2**62, (1,), generator=fork, device=generator.device))
+    return torch.Generator().manual_seed(seed)

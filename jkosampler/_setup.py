@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jkosampler._arguments import warn_user
 from jkosampler._inputs import as_device, as_dtype, starting_particles, whole_number
+from jkosampler._scout import scout
 from jkosampler._setup_fields import FieldSetup, is_field_flow
 from jkosampler.domains import Box, Domain
 from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy, L2Functional
@@ -103,6 +104,22 @@ class Setup:
             walls=law.box if isinstance(law, DensityOnBox) else None,
         )
         return cls(dim, dtype, device, target, energy, law, engine, problem, note, adaptive)
+
+    def scouted(self, generator: torch.Generator) -> Setup:
+        """The same with a start on the target's separated modes, where there are any that a flow would not reach."""
+        problem = self.problem
+        if self.target is None or not self.adaptive or problem.start is not None or self.dtype != torch.float64:
+            return self
+        assert isinstance(problem.energy, EnergyEvaluator)
+        found = scout(problem.energy, problem.law, generator)
+        if found is None:
+            return self
+        note = (
+            f"initial: the target has separated modes, between which a flow moves no mass; it starts from a mixture of "
+            f"{len(found.law.components)} Gaussians on them instead of the {self.law.describe()}. log_density(x, t=0) "
+            "is still that of the law given."
+        )
+        return replace(self, problem=replace(problem, law=found.law), note=note)
 
     def begin(self) -> State | DensityState:
         """The engine's state before the first step."""

@@ -7,6 +7,7 @@ the loop over steps in `_run`, fitted attributes in `_result`; what is here turn
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,15 +20,17 @@ from tqdm.auto import tqdm
 
 from jkosampler._corrected import METHODS, corrected_draws
 from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
-from jkosampler._result import FitResult, FittedAttributes
+from jkosampler._result import FitResult, FittedAttributes, spare_generator
 from jkosampler._run import Budget, run
-from jkosampler._setup import check_that_it_ends, checked
+from jkosampler._setup import Setup, check_that_it_ends, checked
 from jkosampler.diagnostics import Report
 from jkosampler.errors import ArgumentError
 
 __all__ = ["JKOSampler"]
 
 logger = logging.getLogger(__name__)
+
+_ENOUGH_TO_SCOUT = 500_000  # evaluations in the budget: scouting takes some ten thousand, several more on many modes
 
 
 class JKOSampler(FittedAttributes, BaseEstimator):
@@ -365,6 +368,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
             setup = checked(self, X, generator)
         budget = Budget(self.max_time, self.max_target_evaluations)
         with torch_scope(setup.engine.threads), budget.spending(setup.problem.energy):
+            if isinstance(setup, Setup) and (self.max_target_evaluations or math.inf) >= _ENOUGH_TO_SCOUT:
+                setup = setup.scouted(spare_generator(generator))
             state = setup.begin()
         if setup.note:
             logger.warning(setup.note)
