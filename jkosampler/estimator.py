@@ -56,7 +56,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
     initial : Law, torch Distribution or callable, optional
         For an L2 flow, the field u(x) at t = 0, (n, d) -> (n,); on a box, such a density. Else the law of the particles
         at t = 0; None: the target's prior, else N(0, I). Where its density jumps and `step_size` is None, a smooth law
-        takes its place: `start_note_` and the logger "jkosampler" say so, and
+        takes its place, and a mixture on the target's modes where these are separated: `start_note_` and the logger
+        "jkosampler" say so, and
         `logging.getLogger("jkosampler").setLevel(logging.ERROR)` silences that.
     domain : Domain, optional
         Where the field of an L2 flow lives; or a `domains.Box` with an `initial` density on it, for a flow of densities
@@ -73,7 +74,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         Budget in seconds spent in the fit; it ends after the step that exceeds it.
     max_target_evaluations : int, optional
         Budget in points that the fit evaluates; it ends after the step that exceeds it. `max_time` and this
-        control what a fit costs.
+        control what a fit costs. An adaptive fit of a `log_target` looks for separated modes first, which takes some
+        ten thousand evaluations, and several hundred thousand where it finds them; with less than 500 000 it does not.
     n_particles : int, optional
         Particles that the fit carries; None: 16 000, more in high dimension. Not a number of evaluations: a step
         evaluates the target at them, and at others, as often as it needs.
