@@ -40,6 +40,8 @@ def corrected_draws(fitted: FitResult, n: int, method: str, generator: torch.Gen
     """
     if fitted.setup.target is None:
         raise ArgumentError(f"method={method!r} corrects for a log_target; this sampler has none, take method='flow'.")
+    if n == 0:
+        return fitted.flow.sample(0, t=None, generator=generator)
     return _resampled(fitted, n, generator) if method == "snis" else _accepted(fitted, n, generator)
 
 
@@ -58,10 +60,9 @@ def _proposals(fitted: FitResult, n: int, generator: torch.Generator) -> tuple[T
 
 def _resampled(fitted: FitResult, n: int, generator: torch.Generator) -> Tensor:
     """Self-normalised importance sampling, resampled systematically: a draw is repeated only if its weight is large."""
-    if n == 0:
-        return fitted.flow.sample(0, t=None, generator=generator)
     x, log_weights = _proposals(fitted, max(_PROPOSALS * n, _FEWEST_PROPOSALS), generator)
-    _refuse_none(log_weights)
+    if not bool((log_weights > -torch.inf).any()):
+        raise FitError("no draw of the law has a weight under the target: look at diagnose(), and fit longer.")
     _warn_if_poor(log_weights)
     order = torch.randperm(len(x), generator=generator).to(x.device)
     x, weights = x[order], (log_weights[order] - log_weights.max()).exp()
@@ -76,7 +77,7 @@ def _accepted(fitted: FitResult, n: int, generator: torch.Generator) -> Tensor:
     """The ends of n independent Metropolis chains whose proposals are draws of the law, and whose starts too."""
     x, log_weights = _proposals(fitted, n, generator)
     n_accepted = 0  # in the second half of the chains
-    for i in range(_CHAIN if n else 0):
+    for i in range(_CHAIN):
         proposed, log_proposed = _proposals(fitted, n, generator)
         chance = torch.rand(n, generator=generator, dtype=torch.float64).log().to(log_weights)
         # whatever has a weight is better than what has none
@@ -84,25 +85,16 @@ def _accepted(fitted: FitResult, n: int, generator: torch.Generator) -> Tensor:
         x = torch.where(accepted.unsqueeze(1), proposed, x)
         log_weights = torch.where(accepted, log_proposed, log_weights)
         n_accepted += int(accepted.sum()) if 2 * i >= _CHAIN else 0
-    if n:
-        _refuse_none(log_weights)
-        lost = log_weights.isneginf()
-        if bool(lost.any()):
-            raise FitError(
-                f"method='imh': {int(lost.sum())} of {n} chains have found no point where the target has mass: the law "
-                "is far from it; look at diagnose(), fit longer, or take method='snis'."
-            )
-        share = 2 * n_accepted / (n * _CHAIN)
-        if share < _FEW_ACCEPTED:
-            logger.warning(
-                "sample: method='imh' accepts only %.1f%% of its proposals; look at diagnose()", 100.0 * share
-            )
+    lost = int(log_weights.isneginf().sum())
+    if lost:
+        raise FitError(
+            f"method='imh': {lost} of {n} chains have found no point where the target has mass, which is far from the "
+            "law; look at diagnose(), fit longer, or take method='snis'."
+        )
+    share = 2 * n_accepted / (n * _CHAIN)
+    if share < _FEW_ACCEPTED:
+        logger.warning("sample: method='imh' accepts only %.1f%% of its proposals; look at diagnose()", 100.0 * share)
     return x
-
-
-def _refuse_none(log_weights: Tensor) -> None:
-    if not bool((log_weights > -torch.inf).any()):
-        raise FitError("no draw of the law has a weight under the target: look at diagnose(), and fit longer.")
 
 
 def _warn_if_poor(log_weights: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Where the modes of a target are, before a flow sets out: a tempered population, and a mixture fitted to it.
+"""Where the modes of a target are, before a flow sets out: an annealed population, and a mixture fitted to it.
 
 A flow moves no mass between separated modes: each keeps what of the start lies in its basin. So a small population
 is annealed from the start to the target along `(1 - beta) log start + beta log target`, with steps of beta that halve
@@ -6,7 +6,7 @@ the effective sample size and a few Metropolis-adjusted Langevin moves after eac
 Monte Carlo would: in many dimensions that leaves one mode of many. How many particles end in a mode therefore says
 nothing; a Gaussian mixture is fitted to where they are, and its weights, means and covariances are improved by
 importance-weighted EM on its own draws (Cappe, Douc, Guillin, Marin, Robert 2008). The mixture becomes the start where
-valleys of the target separate its components, and it is much nearer to the target than a Gaussian.
+valleys of the target separate its components, and its draws count for the target.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from jkosampler.diagnostics import psis
 from jkosampler.energies import EnergyEvaluator
-from jkosampler.errors import TargetError
+from jkosampler.errors import ArgumentError, TargetError
 from jkosampler.laws import Gaussian, Law, Mixture
 
 __all__ = ["Scouted", "scout"]
@@ -47,11 +47,10 @@ _FEWEST = 10  # points of a cluster, or draws that count for a component
 _SHAPE_COUNTS = 10  # effective draws a dimension that a covariance's new shape weighs against
 _NEGLIGIBLE = 1e-5  # share of the target of a component that is dropped
 _DRAWS, _DRAWS_PER_DIMENSION, _ROUNDS = 10_000, 1000, 8  # of the mixture, for rounds of importance-weighted EM
-_FEW_DRAWS = 2000  # of a Gaussian and a mixture, to see whether it is worth more
 _LAST_DRAWS = 50_000  # behind the weights of the components
 _GOOD = 0.99  # effective share of the draws that ends these rounds
 _VALLEY, _BETWEEN = 2.0, 11  # nats below two means that separate them, among so many points from one to the other
-_WORTHWHILE = 0.25  # nats that a mixture must be nearer to the target than the best Gaussian
+_USEFUL = 0.1  # effective share of a mixture's draws below which the flow does better from the start itself
 
 
 class Scouted(NamedTuple):
@@ -63,18 +62,30 @@ class Scouted(NamedTuple):
 
 
 def scout(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Scouted | None:
-    """A mixture on the target's modes; None where they are not separated, or the population did not get there."""
+    """A mixture on the target's modes.
+
+    None where they are not separated, where a mixture of few Gaussians is far from the target, or where the target
+    fails: a flow from the start itself meets the same, and says it in its own words.
+    """
     try:
-        x = _tempered(energy, start, generator)
-    except (TargetError, RuntimeError) as error:  # the flow meets the same, and says it in its own words
+        found = _scouted(energy, start, generator)
+    except (TargetError, ArgumentError, RuntimeError, ValueError) as error:
         logger.info("scouting ended early: %s", error)
         return None
-    if x is None:
+    if found is not None:
+        logger.info("scouting: %s, lower bound %.4g, effective share %.2g", found.law, found.elbo, found.ess_fraction)
+    return found
+
+
+def _scouted(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Scouted | None:
+    x = _annealed(energy, start, generator)
+    law = None if x is None else _fitted(x, generator)
+    if law is None or _connected(energy, law):
         return None
-    laws = _mixtures(x, generator)
-    if len(laws) < 2 or _connected(energy, laws[1]) or _gain(energy, laws[0], laws[1], generator) < _WORTHWHILE:
+    mixture = _improved(energy, law, generator)
+    if mixture.ess_fraction < _USEFUL:
+        logger.info("scouting: %d Gaussians are far from the target", len(mixture.law.components))
         return None
-    mixture = _improved(energy, laws[1], generator)
     return None if _connected(energy, mixture.law) else mixture  # modes without weight are gone now
 
 
@@ -105,7 +116,7 @@ class _Seen(NamedTuple):
         return (1.0 - beta) * self.start_score + beta * self.target_score
 
 
-def _tempered(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Tensor | None:
+def _annealed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Tensor | None:
     """The annealed population (n, d), None where it takes too many stages."""
     n = _POPULATION + _PER_DIMENSION * start.dim
     now = _Seen.at(energy, start, start.sample((n,), generator=generator))
@@ -167,11 +178,11 @@ def _drift(now: _Seen, beta: float, covariance: Tensor, size: float) -> Tensor:
     """Half of a squared step along the gradient, in the metric of the covariance; no longer than a few steps."""
     drift = 0.5 * size**2 * now.score(beta) @ covariance
     longest = 4.0 * size * covariance.diagonal().sum().sqrt()
-    return drift * (longest / drift.norm(dim=1, keepdim=True).clamp(min=float(longest))).clamp(max=1.0)
+    return drift * (longest / drift.norm(dim=1, keepdim=True)).clamp(max=1.0).nan_to_num(nan=1.0)
 
 
-def _mixtures(x: Tensor, generator: torch.Generator) -> list[Mixture]:
-    """A Gaussian, and the mixture with the best Bayesian information criterion if that is another one.
+def _fitted(x: Tensor, generator: torch.Generator) -> Mixture | None:
+    """The Gaussian mixture with the best Bayesian information criterion; None where that is one Gaussian.
 
     EM starts from Ward's clusters, since random starts merge modes. It may find full covariances, diagonal ones or
     multiples of the identity, in coordinates of variance one: those of many components in many dimensions would be ill
@@ -179,41 +190,41 @@ def _mixtures(x: Tensor, generator: torch.Generator) -> list[Mixture]:
     """
     mean, scale = x.mean(0), x.std(0)
     if not bool((scale > 0.0).all()):
-        return []
+        return None
     points = ((x - mean) / scale).cpu().double().numpy()
     tree, d = linkage(points, "ward"), points.shape[1]
     seed = int(torch.randint(2**31, (1,), generator=generator))
-    single = GaussianMixture(1, random_state=seed).fit(points)
-    best, best_criterion = single, single.bic(points)
-    criteria, without_gain = dict.fromkeys(_SHAPES, math.inf), dict.fromkeys(_SHAPES, 0)
+    best = single = GaussianMixture(1, random_state=seed).fit(points)
+    best_criterion = best.bic(points)
+    lowest, without_gain = dict.fromkeys(_SHAPES, math.inf), dict.fromkeys(_SHAPES, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for k in range(2, _COMPONENTS + 1):
             labels = fcluster(tree, k, "maxclust")
             clusters = [points[labels == label] for label in np.unique(labels)]
-            if min(map(len, clusters)) < _FEWEST:
+            fewest = min(map(len, clusters))
+            if fewest < _FEWEST:
                 break
             for shape in _SHAPES:
-                if without_gain[shape] == _PATIENCE or (shape == "full" and min(map(len, clusters)) < 2 * d):
+                if without_gain[shape] == _PATIENCE or (shape == "full" and fewest < 2 * d):
                     continue
-                fit = _fitted_mixture(points, clusters, shape, seed)
+                fit = _fitted_from(points, clusters, shape, seed)
                 criterion = fit.bic(points)
-                without_gain[shape] = 0 if criterion < criteria[shape] else without_gain[shape] + 1
-                criteria[shape] = min(criterion, criteria[shape])
+                without_gain[shape] = 0 if criterion < lowest[shape] else without_gain[shape] + 1
+                lowest[shape] = min(criterion, lowest[shape])
                 if criterion < best_criterion:
                     best, best_criterion = fit, criterion
-    mixtures = []
-    for fit in (single,) if best is single else (single, best):
-        parts = []
-        for m, c in zip(fit.means_, fit.covariances_, strict=True):
-            full = c if np.ndim(c) == 2 else np.diag(np.broadcast_to(c, (d,)))
-            covariance = scale.unsqueeze(1) * torch.from_numpy(full).to(scale) * scale
-            parts.append(Gaussian(mean + scale * torch.from_numpy(m).to(scale), covariance))
-        mixtures.append(Mixture(fit.weights_, parts))
-    return mixtures
+    if best is single:
+        return None
+    parts = []
+    for m, c in zip(best.means_, best.covariances_, strict=True):
+        full = c if np.ndim(c) == 2 else np.diag(np.broadcast_to(c, (d,)))
+        covariance = scale.unsqueeze(1) * torch.from_numpy(full).to(scale) * scale
+        parts.append(Gaussian(mean + scale * torch.from_numpy(m).to(scale), covariance))
+    return Mixture(best.weights_, parts)
 
 
-def _fitted_mixture(points: np.ndarray, clusters: list[np.ndarray], shape: str, seed: int) -> GaussianMixture:
+def _fitted_from(points: np.ndarray, clusters: list[np.ndarray], shape: str, seed: int) -> GaussianMixture:
     """EM from clusters of the points."""
     variances = np.stack([cluster.var(0) for cluster in clusters]) + 1e-9
     precisions = {
@@ -244,15 +255,6 @@ def _connected(energy: EnergyEvaluator, law: Mixture) -> bool:
     near = (fall < _VALLEY).cpu()
     graph = coo_array((np.ones(int(near.sum())), (first[near].numpy(), second[near].numpy())), shape=(k, k))
     return int(connected_components(graph, directed=False, return_labels=False)) == 1
-
-
-def _gain(energy: EnergyEvaluator, gaussian: Mixture, mixture: Mixture, generator: torch.Generator) -> float:
-    """How much larger a mixture's evidence lower bound is than a Gaussian's, by few draws of each."""
-    bounds = []
-    for law in (gaussian, mixture):
-        x = law.sample((_FEW_DRAWS,), generator=generator)
-        bounds.append(float((-energy.potential(x)[0] - law.log_prob(x)).mean()))
-    return math.inf if bounds[0] == -math.inf else bounds[1] - bounds[0]
 
 
 class _Weighted(NamedTuple):

@@ -30,7 +30,7 @@ __all__ = ["JKOSampler"]
 
 logger = logging.getLogger(__name__)
 
-_ENOUGH_TO_SCOUT = 500_000  # evaluations in the budget: scouting takes some ten thousand, several more on many modes
+_ENOUGH_TO_SCOUT = 500_000  # evaluations in the budget
 
 
 class JKOSampler(FittedAttributes, BaseEstimator):
@@ -71,11 +71,12 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         With `step_size`: exactly so many steps. Without: at most so many; fewer when the law is stationary
         before. None: until the law is stationary as far as fresh particles can tell.
     max_time : float, optional
-        Budget in seconds spent in the fit; it ends after the step that exceeds it.
+        Budget in seconds spent in the fit; it ends after the step that exceeds it, which it does not interrupt.
     max_target_evaluations : int, optional
         Budget in points that the fit evaluates; it ends after the step that exceeds it. `max_time` and this
         control what a fit costs. An adaptive fit of a `log_target` looks for separated modes first, which takes some
-        ten thousand evaluations, and several hundred thousand where it finds them; with less than 500 000 it does not.
+        ten thousand evaluations, and several hundred thousand where it finds them; with a budget of less than 500 000,
+        or in single precision, it does not.
     n_particles : int, optional
         Particles that the fit carries; None: 16 000, more in high dimension. Not a number of evaluations: a step
         evaluates the target at them, and at others, as often as it needs.

@@ -17,7 +17,7 @@ from scipy.integrate import quad
 from scipy.stats import t as student
 from torch import Tensor
 
-__all__ = ["TARGETS", "ReferenceTarget", "sliced_energy_distance"]
+__all__ = ["TARGETS", "ReferenceTarget", "equal_gaussians", "many_wells", "sliced_energy_distance"]
 
 _CENTRES = np.load(Path(__file__).parent / "data" / "targets.npz")
 

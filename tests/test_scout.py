@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference_targets import TARGETS, equal_gaussians
+from reference_targets import TARGETS, equal_gaussians, many_wells
 from small_problems import seeded
 from torch import Tensor
 
@@ -70,15 +70,15 @@ class TestMixtures:
         target = TARGETS[name]()
         assert target.modes is not None
         x = torch.from_numpy(target.draw(2000, np.random.default_rng(0)))
-        single, mixture = _scout._mixtures(x, seeded(0))
-        assert len(single.components) == 1
+        mixture = _scout._fitted(x, seeded(0))
+        assert mixture is not None
         assert len(mixture.components) == len(target.modes)
         means = torch.stack([part.mean for part in mixture.components]).numpy()
         nearest = np.linalg.norm(means[:, None] - target.modes[None], axis=2).min(1)
         assert nearest.max() < 0.1
 
     def test_one_gaussian_is_one(self) -> None:
-        assert len(_scout._mixtures(standard(3).sample((1500,), generator=seeded(0)), seeded(1))) == 1
+        assert _scout._fitted(standard(3).sample((1500,), generator=seeded(0)), seeded(1)) is None
 
     def test_em_finds_the_shares(self) -> None:
         energy = evaluator(two_modes, 2)
@@ -124,6 +124,28 @@ class TestScouting:
 
         for log_density in (fails, somewhere, nowhere):
             assert _scout.scout(evaluator(log_density, 2), standard(2), seeded(0)) is None
+
+    def test_a_target_that_fails_later_is_left_to_the_flow(self) -> None:
+        calls = 0
+
+        def fails_later(x: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return two_modes(x) if len(x) < 5000 else torch.full_like(x[:, 0], torch.nan)  # draws of the mixture
+
+        assert _scout.scout(evaluator(fails_later, 2), standard(2), seeded(0)) is None
+        assert calls > 10
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_more_modes_than_a_mixture_has_are_left_to_the_flow(self, seed: int) -> None:
+        """2^10 modes; a start on a few of them would lose the others, which N(0, I) has in its basins."""
+        target = many_wells(10)
+        assert _scout.scout(evaluator(target.log_density, 20), standard(20), seeded(seed)) is None
+
+    def test_on_a_line(self) -> None:
+        found = _scout.scout(evaluator(lambda x: two_modes(torch.cat([x, 0.0 * x], 1)), 1), standard(1), seeded(0))
+        assert found is not None
+        assert len(found.law.components) == 2
 
     def test_points_where_nothing_may_be_take_no_part(self) -> None:
         def half(x: Tensor) -> Tensor:

@@ -31,8 +31,7 @@ __all__ = ["DensityNetworks", "DensityState"]
 
 logger = logging.getLogger(__name__)
 
-_WIDTHS = {1: 24, 2: 24}
-_WIDTH_IN_MANY_DIMENSIONS = 32
+_WIDTH, _WIDTH_IN_MANY_DIMENSIONS = 24, 32
 _CONVEX_WIDTH, _CONVEX_DEPTH = 16, 2
 _POINTS = {1: 512, 2: 32**2}
 _POINTS_IN_MANY_DIMENSIONS = 4096
@@ -71,7 +70,10 @@ class DensityState:
 
 
 class DensityNetworks(BaseEstimator):
-    """The engine behind `MinimizingMovement(representation="networks")`; see there for the parameters."""
+    """The engine behind `MinimizingMovement(representation="networks")`; see there for the parameters.
+
+    A step is solved by Newton's method, or by so many iterations of Adam.
+    """
 
     def __init__(
         self,
@@ -82,9 +84,8 @@ class DensityNetworks(BaseEstimator):
         convex_width: int = _CONVEX_WIDTH,
         lam: float = 1.0,
         pair: str = "max-min",
-        adam: bool = False,
+        adam_iterations: int | None = None,
         learning_rate: float = 1e-3,
-        n_iterations: int | None = None,
         n_quadrature: int | None = None,
         quadrature: str | None = None,
         threads: int | None = 1,
@@ -95,9 +96,8 @@ class DensityNetworks(BaseEstimator):
         self.convex_width = convex_width
         self.lam = lam
         self.pair = pair
-        self.adam = adam
+        self.adam_iterations = adam_iterations
         self.learning_rate = learning_rate
-        self.n_iterations = n_iterations
         self.n_quadrature = n_quadrature
         self.quadrature = quadrature
         self.threads = threads
@@ -127,18 +127,17 @@ class DensityNetworks(BaseEstimator):
         start = self._start(state, points, before) if state.saddle is None else state.saddle
         step = DensityStep(flow.energy, tau, points, points.weights * before / (points.weights @ before))
         saddle, change, n_iterations = self._solved(step, start)
-        density = saddle.density
-        law = DensityOnBox(lambda x: density(x).detach(), flow.walls)
+        law = DensityOnBox(saddle.density, flow.walls)
         pool = Particles.draw(law, flow.n_particles, flow.generator)
         now = state.times[-1] + tau
         record = _seen(state, law, saddle, tau)
-        if not max(record.cycle, record.residual) < (float("inf") if self.adam else _NOTHING_LEFT):
+        if not max(record.cycle, record.residual) < (_NOTHING_LEFT if self.adam_iterations is None else float("inf")):
             raise run_away(saddle.pair)
         record.update(
             time=now, step_size=tau, stage="networks", n_iterations=n_iterations, change=change,
             solved=change <= _SOLVED and max(record.cycle, record.residual) <= _LEFT, width=self._width(flow.law.dim),
         )  # fmt: skip
-        if not record.solved and not self.adam:
+        if not record.solved:
             left = f"{record.residual:.2g} of its equation is left, {record.cycle:.2g} of the displacement"
             logger.warning("step %d is not solved: %s", state.n_steps + 1, left)
         state = replace(
@@ -159,7 +158,7 @@ class DensityNetworks(BaseEstimator):
         return Quadrature(x.to(state.pool.x), weights.to(state.pool.x))
 
     def _width(self, d: int) -> int:
-        return self.width or _WIDTHS.get(d, _WIDTH_IN_MANY_DIMENSIONS)
+        return self.width or (_WIDTH if d <= 2 else _WIDTH_IN_MANY_DIMENSIONS)
 
     def _start(self, state: DensityState, points: Quadrature, u: Tensor) -> Saddle:
         """A network fitted to the initial density, u (n,) at the points, and potentials of no displacement."""
@@ -186,12 +185,11 @@ class DensityNetworks(BaseEstimator):
 
     def _solved(self, step: DensityStep, saddle: Saddle) -> tuple[Saddle, float, int]:
         """The step's saddle point, the last change of log u, and the number of iterations."""
-        if self.adam:
-            n = self.n_iterations or 0
+        if self.adam_iterations is not None:
             before = step.slopes(saddle).log_u
-            saddle = step.adam(saddle, n, self.learning_rate)
+            saddle = step.adam(saddle, self.adam_iterations, self.learning_rate)
             after = step.slopes(saddle)
-            return saddle, float((after.p @ (after.log_u - before).square()).sqrt()), n
+            return saddle, float((after.p @ (after.log_u - before).square()).sqrt()), self.adam_iterations
         change, n_iterations = float("inf"), 0
         while change > _ENOUGH and n_iterations < _ITERATIONS:
             saddle, change = step.newton(saddle, n_iterations)
@@ -216,9 +214,7 @@ def _seen(state: DensityState, law: DensityOnBox, saddle: Saddle, tau: float) ->
         energies.append(torch.where(u > 0.0, u * (energy.internal(log_u) + field.energy), 0.0))
         fields.append(energy.internal_variation(log_u) + field.variation)
     rho, u = densities
-    potential = saddle.pair.displacement_potential(x)
-    ahead = saddle.pair.conjugate.gradient(x)
-    moved = rho * ((ahead - x).square().sum(-1) - 2.0 * saddle.pair.displacement_potential(ahead)) + 2.0 * u * potential
+    moved = u * saddle.pair.back_cost(x) + rho * saddle.pair.forth_cost(x)
     cost = float(weights @ moved)
     gain = energies[0] - energies[1] - moved / (2.0 * tau)
     excess = rho - u  # whose integral is zero: most of the gain's variance goes with it
@@ -226,7 +222,7 @@ def _seen(state: DensityState, law: DensityOnBox, saddle: Saddle, tau: float) ->
     volume = float(weights.sum())
     slack, slack_se = float(weights @ gain), volume * float(gain.std()) / len(x) ** 0.5
     p = weights * u / (weights @ u)
-    pull = potential / tau
+    pull = saddle.pair.displacement_potential(x) / tau
     left = torch.where(u > 0.0, fields[1] + pull, 0.0)
     left, pull = left - p @ left, pull - p @ pull
     now = float(weights @ energies[1])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jkosampler.domains import Quadrature
 from jkosampler.energies import EnergyEvaluator
-from jkosampler.engines.transport_pair import TransportPair, damped_solve
+from jkosampler.engines.transport_pair import TransportPair
 from jkosampler.errors import FitError
 from jkosampler.tangent import Tangent, gram
 
@@ -140,7 +140,9 @@ class DensityStep:
         """What `lam R` asks of psi, as (2.12) is printed."""
         missed = pair.psi.gradient(ahead) - self.x
         slope = 2.0 * pair.lam * torch.einsum("n,nd,ndp->p", self.rho, missed, bends)
-        return damped_solve((1.0 + 2.0 * pair.lam) * gram(bends, self.rho), slope)
+        curvature = (1.0 + 2.0 * pair.lam) * gram(bends, self.rho)
+        curvature.diagonal().add_(_LEAST_DAMPING * curvature.diagonal().max())
+        return torch.linalg.solve(curvature, slope)
 
     def adam(self, now: Saddle, n_iterations: int, learning_rate: float) -> Saddle:
         """The unknowns after iterations of Adam in all three networks at once.

@@ -147,7 +147,7 @@ class MinimizingMovement(BaseEstimator):
                 "quadrature", "threads",
             )  # fmt: skip
             settings = {name: getattr(self, name) for name in shared} | {"activation": self.activation or _ACTIVATION}
-            return DensityNetworks(**settings, adam=adam, n_iterations=self.n_iterations if adam else None)
+            return DensityNetworks(**settings, adam_iterations=self.n_iterations if adam else None)
         if adam:
             raise ArgumentError("optimizer='adam' is for representation='networks'; leave one of them out.")
         return PushForward(threads=self.threads, **({} if self.width is None else {"n_ridges": self.width}))

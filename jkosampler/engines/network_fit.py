@@ -10,7 +10,7 @@ from torch import Tensor
 from jkosampler.engines.levenberg_marquardt import levenberg_marquardt
 from jkosampler.tangent import Tangent
 
-__all__ = ["fit_gradients", "fit_values"]
+__all__ = ["Tried", "fit_gradients", "fit_values"]
 
 _LITTLE, _PATIENCE = 0.9, 10  # share of the misfit that so many iterations must not leave
 
@@ -35,19 +35,23 @@ def fit_gradients(
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """A network and what it misses, with square roots of the weights (n * ..,)."""
+class Tried:
+    """A network as an iterate of `levenberg_marquardt`."""
 
     network: Tangent
-    missing: Tensor
+    value: float
 
     @property
     def parameters(self) -> Tensor:
+        """Its theta (p,)."""
         return self.network.theta
 
-    @property
-    def value(self) -> float:
-        return 0.5 * float(self.missing @ self.missing)
+
+@dataclass(frozen=True)
+class _Fit(Tried):
+    """With what it misses, times the square roots of the weights (n * ..,)."""
+
+    missing: Tensor
 
 
 def _fit(
@@ -65,7 +69,7 @@ def _fit(
     def at(theta: Tensor) -> _Fit | None:
         moved = Tangent(network.network, theta)
         missing = (root * (values(moved) - wanted)).flatten()
-        return _Fit(moved, missing) if bool(missing.isfinite().all()) else None
+        return _Fit(moved, 0.5 * float(missing @ missing), missing) if bool(missing.isfinite().all()) else None
 
     def model(now: _Fit) -> tuple[Tensor, Tensor]:
         rows = (root.unsqueeze(-1) * jacobian(now.network)).flatten(0, -2)

@@ -16,20 +16,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad
 
 from jkosampler.domains import Box
 from jkosampler.engines.levenberg_marquardt import levenberg_marquardt
-from jkosampler.engines.network_fit import fit_gradients
+from jkosampler.engines.network_fit import Tried, fit_gradients
 from jkosampler.tangent import InputConvex, Tangent, gram
 
-__all__ = ["PAIRS", "TransportPair", "damped_solve"]
+__all__ = ["PAIRS", "TransportPair"]
 
 PAIRS = ("max-min", "joint")
 
 _POINTS = 1024
 _ITERATIONS, _FITTED = 60, 1e-13  # of the fit to |x|^2 / 2, and mean square of what it misses
-_DAMPING = 1e-9  # of the largest curvature
 
 
 @dataclass(frozen=True)
@@ -70,28 +69,35 @@ class TransportPair:
         """`|x|^2 / 2 - psi(x)` (n,): the derivative of W2^2 / 2 in the new density."""
         return x.square().sum(-1) / 2.0 - self.psi(x)
 
-    def squared_distance(self, x: Tensor, u: Tensor, y: Tensor, rho: Tensor) -> Tensor:
-        """W2^2 of points x (n, d) with weights u (n,) and y with rho, both of sum one.
+    def back_cost(self, x: Tensor) -> Tensor:
+        """`|x|^2 - 2 psi(x)` (n,), of which W2^2 has the mean under the new density,"""
+        return 2.0 * self.displacement_potential(x)
+
+    def forth_cost(self, y: Tensor) -> Tensor:
+        """and `|y|^2 - 2 psi*(y)` (n,), of which it has that under the old one.
 
         (2.13) with the conjugate's own value, its terms so arranged that nothing large cancels.
         """
         ahead = self.conjugate.gradient(y)
-        moved = (ahead - y).square().sum(-1)
-        return rho @ moved + 2.0 * (u @ self.displacement_potential(x) - rho @ self.displacement_potential(ahead))
+        return (ahead - y).square().sum(-1) - 2.0 * self.displacement_potential(ahead)
+
+    def squared_distance(self, x: Tensor, u: Tensor, y: Tensor, rho: Tensor) -> Tensor:
+        """W2^2 of points x (n, d) with weights u (n,) and y with rho, both of sum one."""
+        return u @ self.back_cost(x) + rho @ self.forth_cost(y)
 
     def cycle(self, y: Tensor, rho: Tensor) -> float:
         """R (2.11), at points y (n, d) with weights rho (n,)."""
         return float(rho @ (self.psi.gradient(self.conjugate.gradient(y)) - y).square().sum(-1))
 
+    def conjugate_loss(self, ahead: Tensor, y: Tensor) -> Tensor:
+        """What psi-bar is to minimise, (n,) at S(y) and y (n, d)."""
+        sign = 1.0 if self.pair == "joint" else -1.0
+        missed = self.psi.gradient(ahead) - y
+        return sign * ((ahead * y).sum(-1) - self.psi(ahead)) + self.lam * missed.square().sum(-1)
+
     def conjugate_slope(self, ahead: Tensor, y: Tensor) -> Tensor:
-        """Derivative (n, d), in S(y), of what psi-bar is to minimise at each y (n, d)."""
-        sign, psi = 1.0 if self.pair == "joint" else -1.0, self.psi
-
-        def loss(s: Tensor, y: Tensor) -> Tensor:
-            missed = grad(psi.at, argnums=1)(psi.theta, s) - y
-            return sign * (s @ y - psi(s)) + self.lam * missed.square().sum()
-
-        return vmap(grad(loss))(ahead, y)
+        """Its derivative (n, d) in S(y)."""
+        return grad(lambda ahead: self.conjugate_loss(ahead, y).sum())(ahead)
 
     def with_trained_conjugate(
         self, y: Tensor, rho: Tensor, thin: Tensor | float = 0.0, *, max_iterations: int = 3
@@ -101,12 +107,12 @@ class TransportPair:
         `thin` (n,) is added to the weights in this metric, to hold psi-bar where there is no mass.
         """
 
-        def at(theta: Tensor) -> _Conjugate | None:
+        def at(theta: Tensor) -> Tried | None:
             conjugate = Tangent(self.conjugate.network, theta)
-            loss = rho @ self._conjugate_loss(conjugate.gradient(y), y)
-            return _Conjugate(conjugate, float(loss)) if bool(loss.isfinite()) else None
+            loss = rho @ self.conjugate_loss(conjugate.gradient(y), y)
+            return Tried(conjugate, float(loss)) if bool(loss.isfinite()) else None
 
-        def model(now: _Conjugate) -> tuple[Tensor, Tensor]:
+        def model(now: Tried) -> tuple[Tensor, Tensor]:
             jacobian = now.network.gradient_jacobian(y)
             slope = self.conjugate_slope(now.network.gradient(y), y)
             gradient = torch.einsum("n,nd,ndp->p", rho, slope, jacobian)
@@ -117,28 +123,3 @@ class TransportPair:
             return self
         end, _ = levenberg_marquardt(start, at, model, lambda *_: False, max_iterations=max_iterations)
         return replace(self, conjugate=end.network)
-
-    def _conjugate_loss(self, ahead: Tensor, y: Tensor) -> Tensor:
-        """What psi-bar is to minimise, (n,) at S(y) and y (n, d)."""
-        sign = 1.0 if self.pair == "joint" else -1.0
-        missed = self.psi.gradient(ahead) - y
-        return sign * ((ahead * y).sum(-1) - self.psi(ahead)) + self.lam * missed.square().sum(-1)
-
-
-@dataclass(frozen=True)
-class _Conjugate:
-    """psi-bar and its loss."""
-
-    network: Tangent
-    value: float
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.network.theta
-
-
-def damped_solve(curvature: Tensor, slope: Tensor) -> Tensor:
-    """`curvature^-1 slope` (p,), damped where the curvature (p, p) is next to nothing."""
-    damped = curvature.clone()
-    damped.diagonal().add_(_DAMPING * curvature.diagonal().abs().max())
-    return torch.linalg.solve(damped, slope)

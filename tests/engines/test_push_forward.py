@@ -331,4 +331,4 @@ class TestSettings:
     def test_adam_means_networks(self) -> None:
         engine = MinimizingMovement.as_in_the_paper(lam=2.0).for_densities()
         assert isinstance(engine, DensityNetworks)
-        assert (engine.adam, engine.width, engine.lam, engine.n_iterations) == (True, 256, 2.0, 2000)
+        assert (engine.width, engine.lam, engine.adam_iterations) == (256, 2.0, 2000)
