@@ -106,9 +106,12 @@ class FitResult:
             log_weights = (-potential - particles.log_rho).cpu().double().numpy()
             residual = None
             if particles.score is not None and len(particles) > dim:
-                relative = (particles.score + gradient).cpu().double().numpy()
-                covariance = np.cov(particles.x.cpu().double().numpy().T).reshape(dim, dim)
-                residual = estimate_stationarity(relative, covariance)
+                score = particles.score.cpu().double().numpy()
+                relative = score + gradient.cpu().double().numpy()
+                # The covariance of a Gaussian, and less (Cramer, Rao) where parts of the law are narrower than the law
+                # itself: there the whole covariance would make forces of no consequence look large.
+                width = np.linalg.pinv(score.T @ score / len(score), hermitian=True)
+                residual = estimate_stationarity(relative, 0.5 * (width + width.T))
         return report_from_log_weights(
             log_weights,
             stationarity=residual,

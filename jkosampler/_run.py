@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from jkosampler._arguments import warn_user
 from jkosampler._inputs import torch_scope
 from jkosampler._result import FitResult
 from jkosampler.diagnostics import evidence
-from jkosampler.energies import EnergyEvaluator, FunctionalEvaluator
+from jkosampler.energies import EnergyEvaluator, FunctionalEvaluator, nothing_used
 
 __all__ = ["Budget", "run"]
 
@@ -37,11 +38,19 @@ class Budget:
 
     @contextmanager
     def spending(self, energy: EnergyEvaluator | FunctionalEvaluator) -> Iterator[None]:
-        """Count what is done inside."""
+        """Count what is done inside, which can see how much of the budget is used while it goes on."""
         began, before = time.perf_counter(), energy.n_evaluations
+
+        def share_used() -> float:
+            seconds = self.seconds + time.perf_counter() - began
+            evaluations = self.evaluations + energy.n_evaluations - before
+            return max(seconds / (self.max_time or math.inf), evaluations / (self.max_target_evaluations or math.inf))
+
+        energy.budget_used = share_used
         try:
             yield
         finally:
+            energy.budget_used = nothing_used
             self.seconds += time.perf_counter() - began
             self.evaluations += energy.n_evaluations - before
 

@@ -13,50 +13,44 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import brentq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from jkosampler._mixture_fit import Mixtures, fitted, split, updated, with_shares
 from jkosampler.diagnostics import psis
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.errors import ArgumentError, TargetError
-from jkosampler.laws import Gaussian, Law, Mixture
+from jkosampler.laws import Law
 
 __all__ = ["Scouted", "scout"]
 
 logger = logging.getLogger(__name__)
 
-_POPULATION, _PER_DIMENSION = 1000, 40
+_POPULATION, _PER_DIMENSION, _LARGEST_POPULATION = 1000, 40, 3000
 _STAGES = 60  # at most; a target that needs more is left to the flow
 _MOVES = 3  # of each particle between two temperatures,
 _LAST_MOVES = 20  # and at the target, beside one a dimension
 _ACCEPTED = 0.57  # share of moves that the size of Langevin proposals aims at
-_COMPONENTS = 24  # at most
-_SHAPES = ("full", "diag", "spherical")  # of covariances
-_PATIENCE = 3  # numbers of components without a better criterion, before no more are tried
-_FEWEST = 10  # points of a cluster, or draws that count for a component
-_SHAPE_COUNTS = 10  # effective draws a dimension that a covariance's new shape weighs against
-_NEGLIGIBLE = 1e-5  # share of the target of a component that is dropped
 _DRAWS, _DRAWS_PER_DIMENSION, _ROUNDS = 10_000, 1000, 8  # of the mixture, for rounds of importance-weighted EM
+_UPDATES_OF_HALVES = 20
 _LAST_DRAWS = 50_000  # behind the weights of the components
 _GOOD = 0.99  # effective share of the draws that ends these rounds
 _VALLEY, _BETWEEN = 2.0, 11  # nats below two means that separate them, among so many points from one to the other
+_SHARE_OF_BUDGET = 0.5  # of a fit, that scouting may use
+_HOPELESS = 1e-3  # effective share for each round of EM so far: a law that is still farther off does not get near
 _USEFUL = 0.1  # effective share of a mixture's draws below which the flow does better from the start itself
 
 
 class Scouted(NamedTuple):
-    """A mixture near the target, and what its own draws say: evidence lower bound, and effective share."""
+    """Mixtures near the target, and what their own draws say: evidence lower bound, and effective share."""
 
-    law: Mixture
+    mixtures: Mixtures
     elbo: float
     ess_fraction: float
 
@@ -73,20 +67,30 @@ def scout(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Sc
         logger.info("scouting ended early: %s", error)
         return None
     if found is not None:
-        logger.info("scouting: %s, lower bound %.4g, effective share %.2g", found.law, found.elbo, found.ess_fraction)
+        logger.info(
+            "scouting: %s, lower bound %.4g, effective share %.2g",
+            found.mixtures.describe(),
+            found.elbo,
+            found.ess_fraction,
+        )
     return found
 
 
 def _scouted(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Scouted | None:
     x = _annealed(energy, start, generator)
-    law = None if x is None else _fitted(x, generator)
-    if law is None or _connected(energy, law):
+    if x is None:
         return None
-    mixture = _improved(energy, law, generator)
-    if mixture.ess_fraction < _USEFUL:
-        logger.info("scouting: %d Gaussians are far from the target", len(mixture.law.components))
+    law = fitted(x, generator)
+    if law is None:
         return None
-    return None if _connected(energy, mixture.law) else mixture  # modes without weight are gone now
+    base = x[(-energy.potential(x)[0]).argmax()]
+    if _connected(energy, law, base):
+        return None
+    found = _improved(energy, law, generator)
+    if found.ess_fraction < _USEFUL:
+        logger.info("scouting: %s are far from the target", law.describe())
+        return None
+    return None if _connected(energy, found.mixtures, base) else found  # modes without weight are gone now
 
 
 class _Seen(NamedTuple):
@@ -118,12 +122,14 @@ class _Seen(NamedTuple):
 
 def _annealed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Tensor | None:
     """The annealed population (n, d), None where it takes too many stages."""
-    n = _POPULATION + _PER_DIMENSION * start.dim
+    n = min(_POPULATION + _PER_DIMENSION * start.dim, _LARGEST_POPULATION)
     now = _Seen.at(energy, start, start.sample((n,), generator=generator))
     beta, size = 0.0, 1.0
     if not bool(now.log_target.isfinite().any()):
         return None
     for _ in range(_STAGES):
+        if energy.budget_used() > _SHARE_OF_BUDGET:
+            break
         log_ratio = now.log_target - now.log_start
         beta += _next_rise(log_ratio, 1.0 - beta)
         done = beta >= 1.0 - 1e-12
@@ -181,135 +187,76 @@ def _drift(now: _Seen, beta: float, covariance: Tensor, size: float) -> Tensor:
     return drift * (longest / drift.norm(dim=1, keepdim=True)).clamp(max=1.0).nan_to_num(nan=1.0)
 
 
-def _fitted(x: Tensor, generator: torch.Generator) -> Mixture | None:
-    """The Gaussian mixture with the best Bayesian information criterion; None where that is one Gaussian.
-
-    EM starts from Ward's clusters, since random starts merge modes. It may find full covariances, diagonal ones or
-    multiples of the identity, in coordinates of variance one: those of many components in many dimensions would be ill
-    determined otherwise. (Whitening would blow up the directions along which the modes do not differ.)
-    """
-    mean, scale = x.mean(0), x.std(0)
-    if not bool((scale > 0.0).all()):
-        return None
-    points = ((x - mean) / scale).cpu().double().numpy()
-    tree, d = linkage(points, "ward"), points.shape[1]
-    seed = int(torch.randint(2**31, (1,), generator=generator))
-    best = single = GaussianMixture(1, random_state=seed).fit(points)
-    best_criterion = best.bic(points)
-    lowest, without_gain = dict.fromkeys(_SHAPES, math.inf), dict.fromkeys(_SHAPES, 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for k in range(2, _COMPONENTS + 1):
-            labels = fcluster(tree, k, "maxclust")
-            clusters = [points[labels == label] for label in np.unique(labels)]
-            fewest = min(map(len, clusters))
-            if fewest < _FEWEST:
-                break
-            for shape in _SHAPES:
-                if without_gain[shape] == _PATIENCE or (shape == "full" and fewest < 2 * d):
-                    continue
-                fit = _fitted_from(points, clusters, shape, seed)
-                criterion = fit.bic(points)
-                without_gain[shape] = 0 if criterion < lowest[shape] else without_gain[shape] + 1
-                lowest[shape] = min(criterion, lowest[shape])
-                if criterion < best_criterion:
-                    best, best_criterion = fit, criterion
-    if best is single:
-        return None
-    parts = []
-    for m, c in zip(best.means_, best.covariances_, strict=True):
-        full = c if np.ndim(c) == 2 else np.diag(np.broadcast_to(c, (d,)))
-        covariance = scale.unsqueeze(1) * torch.from_numpy(full).to(scale) * scale
-        parts.append(Gaussian(mean + scale * torch.from_numpy(m).to(scale), covariance))
-    return Mixture(best.weights_, parts)
-
-
-def _fitted_from(points: np.ndarray, clusters: list[np.ndarray], shape: str, seed: int) -> GaussianMixture:
-    """EM from clusters of the points."""
-    variances = np.stack([cluster.var(0) for cluster in clusters]) + 1e-9
-    precisions = {
-        "full": lambda: np.stack([np.diag(1.0 / v) for v in variances]),
-        "diag": lambda: 1.0 / variances,
-        "spherical": lambda: 1.0 / variances.mean(1),
-    }[shape]()
-    return GaussianMixture(
-        len(clusters), covariance_type=shape, random_state=seed, precisions_init=precisions,
-        means_init=np.stack([cluster.mean(0) for cluster in clusters]),
-        weights_init=np.array([len(cluster) for cluster in clusters]) / len(points),
-    ).fit(points)  # fmt: skip
-
-
-def _connected(energy: EnergyEvaluator, law: Mixture) -> bool:
+def _connected(energy: EnergyEvaluator, law: Mixtures, base: Tensor) -> bool:
     """Whether one comes from every component to every other without crossing a valley of the target.
 
-    Two components are neighbours where the target does not fall far below both on the line between their means.
+    Two components are neighbours where the target does not fall far below both on the line between their means, the
+    coordinates of other blocks being those of the base (d,).
     """
-    means = torch.stack([part.mean for part in law.components])
-    if len(means) == 1:
-        return True
-    k, s = len(means), torch.linspace(0.0, 1.0, _BETWEEN, dtype=means.dtype, device=means.device)
-    first, second = torch.triu_indices(k, k, 1)
-    lines = torch.lerp(means[first].unsqueeze(1), means[second].unsqueeze(1), s.view(1, -1, 1))
-    log_target = -energy.potential(lines.reshape(-1, law.dim))[0].reshape(-1, _BETWEEN)
-    fall = torch.minimum(log_target[:, 0], log_target[:, -1]) - log_target.amin(1)
-    near = (fall < _VALLEY).cpu()
-    graph = coo_array((np.ones(int(near.sum())), (first[near].numpy(), second[near].numpy())), shape=(k, k))
-    return int(connected_components(graph, directed=False, return_labels=False)) == 1
+    before = 0
+    for block in law.blocks:
+        k, columns = len(block.components), slice(before, before + block.dim)
+        before += block.dim
+        if k == 1:
+            continue
+        means = torch.stack([part.mean for part in block.components])
+        s = torch.linspace(0.0, 1.0, _BETWEEN, dtype=means.dtype, device=means.device)
+        first, second = torch.triu_indices(k, k, 1)
+        lines = base.expand(len(first), _BETWEEN, -1).clone()
+        lines[:, :, columns] = torch.lerp(means[first].unsqueeze(1), means[second].unsqueeze(1), s.view(1, -1, 1))
+        log_target = -energy.potential(lines.reshape(-1, len(base)))[0].reshape(-1, _BETWEEN)
+        fall = torch.minimum(log_target[:, 0], log_target[:, -1]) - log_target.amin(1)
+        near = (fall < _VALLEY).cpu()
+        graph = coo_array((np.ones(int(near.sum())), (first[near].numpy(), second[near].numpy())), shape=(k, k))
+        if int(connected_components(graph, directed=False, return_labels=False)) > 1:
+            return False
+    return True
 
 
 class _Weighted(NamedTuple):
-    """Draws (n, d) of a mixture, their normalised weights (n,), log shares of components (n, k), and what they say."""
+    """Draws (n, d) of a law with mixtures, their normalised weights (n,), and what they say."""
 
     x: Tensor
     weights: Tensor
-    log_shares: Tensor
     seen: Scouted
 
 
-def _weighted(energy: EnergyEvaluator, law: Mixture, n: int, generator: torch.Generator) -> _Weighted:
-    x = law.sample((n,), generator=generator)
-    parts = torch.stack([part.log_prob(x) for part in law.components], dim=1) + law.weights.log()
-    log_q = torch.logsumexp(parts, dim=1)
-    log_weights = -energy.potential(x)[0] - log_q
+def _weighted(energy: EnergyEvaluator, law: Mixtures, n: int, generator: torch.Generator) -> _Weighted:
+    x = law.law.sample((n,), generator=generator)
+    log_weights = -energy.potential(x)[0] - law.law.log_prob(x)
     smoothed = torch.from_numpy(psis(log_weights.cpu().double().numpy())[0]).to(x)
     weights = torch.softmax(smoothed, dim=0)
-    seen = Scouted(law, float(log_weights.mean()), float(1.0 / weights.square().sum()) / n)
-    return _Weighted(x, weights, parts - log_q.unsqueeze(1), seen)
+    return _Weighted(x, weights, Scouted(law, float(log_weights.mean()), float(1.0 / weights.square().sum()) / n))
 
 
-def _improved(energy: EnergyEvaluator, law: Mixture, generator: torch.Generator) -> Scouted:
-    """The mixture after rounds of importance-weighted EM on its own draws: the best one seen, with exact weights."""
+def _improved(energy: EnergyEvaluator, law: Mixtures, generator: torch.Generator) -> Scouted:
+    """The mixtures after rounds of importance-weighted EM on their own draws: the best seen, with exact weights.
+
+    Those of single coordinates go on with twice the components, which their many draws can settle.
+    """
+    best = _best_round(energy, law, generator)
+    if len(law.blocks) > 1 and _USEFUL <= best.seen.ess_fraction < _GOOD:
+        law = split(best.seen.mixtures)
+        for _ in range(_UPDATES_OF_HALVES):
+            law = updated(law, best.x, best.weights)
+        best = max(best, _best_round(energy, law, generator), key=_ess_fraction)
+    if best.seen.ess_fraction < _USEFUL:
+        return best.seen
+    last = _weighted(energy, best.seen.mixtures, _LAST_DRAWS, generator)
+    return best.seen._replace(mixtures=with_shares(best.seen.mixtures, last.x, last.weights))
+
+
+def _best_round(energy: EnergyEvaluator, law: Mixtures, generator: torch.Generator) -> _Weighted:
     rounds: list[_Weighted] = []
     for _ in range(_ROUNDS):
-        rounds.append(_weighted(energy, law, _DRAWS + _DRAWS_PER_DIMENSION * law.dim, generator))
-        if rounds[-1].seen.ess_fraction >= _GOOD:
+        rounds.append(_weighted(energy, law, _DRAWS + _DRAWS_PER_DIMENSION * law.law.dim, generator))
+        if rounds[-1].seen.ess_fraction >= _GOOD or energy.budget_used() > _SHARE_OF_BUDGET:
             break
-        law = _em_update(law, rounds[-1])
-    best = max(rounds, key=lambda one: one.seen.ess_fraction).seen
-    last = _weighted(energy, best.law, _LAST_DRAWS, generator)
-    shares = (last.weights @ last.log_shares.exp()).clamp(min=_NEGLIGIBLE)
-    return best._replace(law=Mixture(shares, best.law.components))
+        if max(map(_ess_fraction, rounds)) < _HOPELESS * len(rounds):
+            break
+        law = updated(law, rounds[-1].x, rounds[-1].weights)
+    return max(rounds, key=_ess_fraction)
 
 
-def _em_update(law: Mixture, drawn: _Weighted) -> Mixture:
-    """The mixture of largest likelihood at weighted points, given each component's shares of them.
-
-    Where few points count for a component, its covariance keeps the shape it had.
-    """
-    x, shares = drawn.x, drawn.weights.unsqueeze(1) * drawn.log_shares.exp()
-    totals, components, kept, d = shares.sum(0), [], [], x.shape[1]
-    for part, share, total in zip(law.components, shares.mT, totals.tolist(), strict=True):
-        share = share / max(total, 1e-300)
-        count = float(1.0 / share.square().sum().clamp(min=1e-300))
-        if total < _NEGLIGIBLE:
-            continue
-        if count > _FEWEST:
-            mean = share @ x
-            centred = x - mean
-            covariance = (share.unsqueeze(1) * centred).mT @ centred
-            size = torch.linalg.solve(part.covariance, covariance).diagonal().sum() / d
-            known = count / (count + _SHAPE_COUNTS * d)
-            part = Gaussian(mean, known * covariance + (1.0 - known) * size * part.covariance)
-        components.append(part)
-        kept.append(total)
-    return Mixture(kept, components)
+def _ess_fraction(drawn: _Weighted) -> float:
+    return drawn.seen.ess_fraction

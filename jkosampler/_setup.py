@@ -115,11 +115,11 @@ class Setup:
         if found is None:
             return self
         note = (
-            f"initial: the target has separated modes, between which a flow moves no mass; it starts from a mixture of "
-            f"{len(found.law.components)} Gaussians on them instead of the {self.law.describe()}. log_density(x, t=0) "
-            "is still that of the law given."
+            f"initial: the target has separated modes, between which a flow moves no mass; it starts from "
+            f"{found.mixtures.describe()} on them instead of the {self.law.describe()}. log_density(x, t=0) is still "
+            "that of the law given."
         )
-        return replace(self, problem=replace(problem, law=found.law), note=note)
+        return replace(self, problem=replace(problem, law=found.mixtures.law), note=note)
 
     def begin(self) -> State | DensityState:
         """The engine's state before the first step."""

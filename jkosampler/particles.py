@@ -19,9 +19,11 @@ from torch import Tensor
 from jkosampler.laws import Law
 from jkosampler.maps import Map
 
-__all__ = ["Particles", "calibrated_weights", "fewest_calibrated", "weighted_moments"]
+__all__ = ["Particles", "calibrated_weights", "enough_for_moments", "gaussian_moments", "weighted_moments"]
 
 _CALIBRATED_DIMENSIONS = 20  # solving for the weights costs O(n d^4)
+_REGRESSED_PER_DIMENSION = 50
+_EXACT = 1e-6  # misfit, in standard deviations, of a regression that is exact but for rounding
 _CHUNK = 4096  # rows that a map moves at a time: bounds the memory of Hessians and keeps them in the cache
 
 
@@ -124,7 +126,7 @@ def calibrated_weights(
     """
     n, d = particles.x.shape
     equal = torch.full_like(particles.log_rho, 1.0 / n)
-    if particles.score is None or n < fewest_calibrated(d) or d > _CALIBRATED_DIMENSIONS:
+    if particles.score is None or n < _fewest_calibrated(d) or d > _CALIBRATED_DIMENSIONS:
         return equal
     # Standardised coordinates make all conditions of order one.
     deviation, centre = torch.std_mean(particles.x, dim=0)
@@ -139,9 +141,31 @@ def calibrated_weights(
     return equal if weights is None else torch.as_tensor(weights, dtype=x.dtype, device=x.device)
 
 
-def fewest_calibrated(dim: int) -> int:
+def _fewest_calibrated(dim: int) -> int:
     """So many particles carry d (d + 1) conditions on their weights without strain."""
     return 20 * (dim * dim + dim)
+
+
+def enough_for_moments(dim: int) -> int:
+    """So many particles give the affine part of a step, by calibrated weights or, in many dimensions, regression."""
+    return _fewest_calibrated(dim) if dim <= _CALIBRATED_DIMENSIONS else _REGRESSED_PER_DIMENSION * dim
+
+
+def gaussian_moments(particles: Particles) -> tuple[Tensor, Tensor] | None:
+    """Mean (d,) and covariance (d, d) of the law itself where it is Gaussian, from any sample of n > d; else None.
+
+    Its score is `s = -S^-1 (x - m)`, so the regression of x on s has no residual.
+    """
+    x, score = particles.x, particles.score
+    if score is None or len(x) <= x.shape[1] + 1:
+        return None
+    ones = torch.ones_like(score[:, :1])
+    found = torch.linalg.lstsq(torch.cat([score, ones], dim=1), x).solution
+    misfit = (torch.cat([score, ones], dim=1) @ found - x).square().mean(0).sqrt() / x.std(0)
+    covariance = -0.5 * (found[:-1] + found[:-1].mT)
+    if not float(misfit.max()) < _EXACT or int(torch.linalg.cholesky_ex(covariance).info):
+        return None
+    return found[-1], covariance
 
 
 def weighted_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

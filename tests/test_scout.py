@@ -12,6 +12,7 @@ from small_problems import seeded
 from torch import Tensor
 
 from jkosampler import JKOSampler, _scout
+from jkosampler._mixture_fit import Mixtures, fitted, updated, with_shares
 from jkosampler.energies import KL, EnergyEvaluator
 from jkosampler.laws import Gaussian, Mixture
 from jkosampler.targets import Target
@@ -70,28 +71,51 @@ class TestMixtures:
         target = TARGETS[name]()
         assert target.modes is not None
         x = torch.from_numpy(target.draw(2000, np.random.default_rng(0)))
-        mixture = _scout._fitted(x, seeded(0))
-        assert mixture is not None
+        found = fitted(x, seeded(0))
+        assert found is not None
+        (mixture,) = found.blocks
         assert len(mixture.components) == len(target.modes)
         means = torch.stack([part.mean for part in mixture.components]).numpy()
         nearest = np.linalg.norm(means[:, None] - target.modes[None], axis=2).min(1)
         assert nearest.max() < 0.1
 
     def test_one_gaussian_is_one(self) -> None:
-        assert _scout._fitted(standard(3).sample((1500,), generator=seeded(0)), seeded(1)) is None
+        assert fitted(standard(3).sample((1500,), generator=seeded(0)), seeded(1)) is None
 
     def test_em_finds_the_shares(self) -> None:
         energy = evaluator(two_modes, 2)
         parts = [Gaussian(torch.tensor([at, 0.3]), 0.4 * torch.eye(2)) for at in (-3.7, 4.2)]
-        found = _scout._improved(energy, Mixture([0.5, 0.5], parts), seeded(0))
-        shares = found.law.weights / found.law.weights.sum()
+        found = _scout._improved(energy, Mixtures((Mixture([0.5, 0.5], parts),)), seeded(0))
+        (mixture,) = found.mixtures.blocks
+        shares = mixture.weights / mixture.weights.sum()
         # 50 000 draws
         assert float(shares[0]) == pytest.approx(0.75, abs=4.0 * math.sqrt(0.75 * 0.25 / 50_000))
         assert found.ess_fraction > 0.97
         log_z = math.log(4.0 * 0.5 * math.sqrt(2.0 * math.pi) * math.sqrt(2.0 * math.pi))
         assert found.elbo == pytest.approx(log_z, abs=0.02)
-        for part in found.law.components:
+        for part in mixture.components:
             np.testing.assert_allclose(part.covariance.numpy(), [[0.25, 0.0], [0.0, 1.0]], atol=0.05)
+
+    def test_independent_coordinates_are_seen_as_such(self) -> None:
+        rng = np.random.default_rng(0)
+        x = torch.from_numpy(rng.standard_normal((3000, 4)))
+        x[:, 0] += 6.0 * torch.from_numpy(rng.integers(2, size=3000))
+        x[:, 2] += 6.0 * torch.from_numpy(rng.integers(2, size=3000))
+        found = fitted(x, seeded(0))
+        assert found is not None
+        assert [len(block.components) for block in found.blocks] == [2, 1, 2, 1]
+        assert found.describe() == "independent coordinates, 2 of them mixtures of Gaussians"
+        weights = torch.full((3000,), 1.0 / 3000, dtype=torch.float64)
+        for after in (updated(found, x, weights), with_shares(found, x, weights)):
+            before, now = found.law.log_prob(x).mean(), after.law.log_prob(x).mean()
+            assert float(now) >= float(before) - 1e-3  # already there
+
+    def test_modes_of_coordinates_that_depend_on_each_other_are_one_mixture(self) -> None:
+        rng = np.random.default_rng(0)
+        x = torch.from_numpy(rng.standard_normal((3000, 2)) + 6.0 * rng.integers(2, size=(3000, 1)))
+        found = fitted(x, seeded(0))
+        assert found is not None
+        assert [len(block.components) for block in found.blocks] == [2]
 
 
 class TestScouting:
@@ -100,9 +124,11 @@ class TestScouting:
         target = TARGETS["shifted8peaky"]()
         found = _scout.scout(evaluator(target.log_density, 2), standard(2), seeded(seed))
         assert found is not None
-        assert len(found.law.components) == 8
+        assert len(found.mixtures.blocks[0].components) == 8
         error = 4.0 * math.sqrt(0.125 * 0.875 / 50_000)
-        np.testing.assert_allclose((found.law.weights / found.law.weights.sum()).numpy(), 0.125, atol=error)
+        np.testing.assert_allclose(
+            (found.mixtures.blocks[0].weights / found.mixtures.blocks[0].weights.sum()).numpy(), 0.125, atol=error
+        )
         assert found.elbo > -0.02
 
     def test_a_target_of_one_mode_is_left_to_the_flow(self) -> None:
@@ -137,15 +163,30 @@ class TestScouting:
         assert calls > 10
 
     @pytest.mark.parametrize("seed", range(2))
-    def test_more_modes_than_a_mixture_has_are_left_to_the_flow(self, seed: int) -> None:
-        """2^10 modes; a start on a few of them would lose the others, which N(0, I) has in its basins."""
+    def test_modes_of_independent_coordinates(self, seed: int) -> None:
+        """2^10 modes, by 20 components; the shares of both wells are those of quadrature."""
         target = many_wells(10)
-        assert _scout.scout(evaluator(target.log_density, 20), standard(20), seeded(seed)) is None
+        found = _scout.scout(evaluator(target.log_density, 20), standard(20), seeded(seed))
+        assert found is not None
+        assert len(found.mixtures.blocks) == 20
+        assert found.elbo == pytest.approx(target.log_z, abs=0.1)
+        x = found.mixtures.law.sample((20_000,), generator=seeded(1))
+        # P(a > 0) = .8443; shares by 50 000 weighted draws, and these draws
+        error = 4.0 * math.sqrt(0.8443 * 0.1557 * (1.0 / 20_000 + 1.0 / (50_000 * found.ess_fraction)))
+        np.testing.assert_allclose((x[:, 0::2] > 0.0).double().mean(0).numpy(), 0.8443, atol=error)
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_more_modes_than_mixtures_have_are_left_to_the_flow(self, seed: int) -> None:
+        """2^10 modes in turned coordinates; a start on a few would lose the others, which N(0, I) has in its basins."""
+        target = many_wells(10)
+        turn = torch.linalg.qr(torch.randn(20, 20, generator=seeded(9), dtype=torch.float64))[0]
+        energy = evaluator(lambda x: target.log_density(x @ turn), 20)
+        assert _scout.scout(energy, standard(20), seeded(seed)) is None
 
     def test_on_a_line(self) -> None:
         found = _scout.scout(evaluator(lambda x: two_modes(torch.cat([x, 0.0 * x], 1)), 1), standard(1), seeded(0))
         assert found is not None
-        assert len(found.law.components) == 2
+        assert len(found.mixtures.blocks[0].components) == 2
 
     def test_points_where_nothing_may_be_take_no_part(self) -> None:
         def half(x: Tensor) -> Tensor:
@@ -153,15 +194,17 @@ class TestScouting:
 
         found = _scout.scout(evaluator(half, 2), standard(2), seeded(0))
         assert found is not None
-        sides = torch.stack([part.mean[0] for part in found.law.components]) < 0.0
-        assert float(found.law.weights[sides].sum() / found.law.weights.sum()) == pytest.approx(0.75, abs=0.02)
+        sides = torch.stack([part.mean[0] for part in found.mixtures.blocks[0].components]) < 0.0
+        assert float(
+            found.mixtures.blocks[0].weights[sides].sum() / found.mixtures.blocks[0].weights.sum()
+        ) == pytest.approx(0.75, abs=0.02)
 
 
 class TestFits:
     def test_separated_modes_are_found(self) -> None:
         flow = JKOSampler(two_modes, dim=2, n_steps=2, random_state=0, progress=False).fit()
         assert flow.start_note_ is not None
-        assert "mixture of 2 Gaussians" in flow.start_note_
+        assert "1 of them mixtures of Gaussians" in flow.start_note_
         x = flow.sample(20_000, random_state=1)
         assert (x[:, 0] < 0.0).mean() == pytest.approx(0.75, abs=6.0 * math.sqrt(0.75 * 0.25 / 20_000))
         assert flow.log_evidence_ == pytest.approx(math.log(4.0 * math.pi), abs=0.01)
@@ -190,4 +233,6 @@ class TestFits:
         target = equal_gaussians(rng.uniform(-1.0, 1.0, (6, d)), 0.02)
         found = _scout.scout(evaluator(target.log_density, d), standard(d), seeded(0))
         assert found is not None
-        np.testing.assert_allclose((found.law.weights / found.law.weights.sum()).numpy(), 1.0 / 6.0, atol=0.01)
+        np.testing.assert_allclose(
+            (found.mixtures.blocks[0].weights / found.mixtures.blocks[0].weights.sum()).numpy(), 1.0 / 6.0, atol=0.01
+        )

@@ -74,8 +74,9 @@ class Report:
     largest_weight : float
         The largest importance weight over the mean one; below 2, the weights count as nearly equal.
     stationarity, stationarity_se : float
-        Relative Fisher information, 0 at the target, and its standard error; NaN when not computed. Where the
-        error is more than half the value, a few draws decide it, and it counts as noise.
+        Relative Fisher information in the metric `E[s s']^-1` of the law's score s, 0 at the target, and its standard
+        error; NaN when not computed. Where the error is more than half the value, a few draws decide it, and it counts
+        as noise.
     converged : bool
         Did the fit end by its stopping rule?
     warnings : list of str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from jkosampler.energies.terms import KL, Energy, Entropy, InternalEnergy, Poten
 from jkosampler.errors import ArgumentError
 from jkosampler.targets import TargetEvaluator
 
-__all__ = ["EnergyEvaluator", "Field"]
+__all__ = ["EnergyEvaluator", "Field", "nothing_used"]
 
 
 class Field(NamedTuple):
@@ -26,6 +27,11 @@ class Field(NamedTuple):
     energy: Tensor
     variation: Tensor
     gradient: Tensor
+
+
+def nothing_used() -> float:
+    """The share that is used of a budget without limits."""
+    return 0.0
 
 
 class EnergyEvaluator:
@@ -42,12 +48,18 @@ class EnergyEvaluator:
     mass : float
         Total mass of the law. Log densities are those of the normalised law; what depends on the density sees the
         whole mass.
+
+    Attributes
+    ----------
+    budget_used : callable
+        The share of the budget that is used, 1 and more where nothing is left, for loops that would be too long.
     """
 
     def __init__(
         self, energy: Energy, *, dim: int, dtype: torch.dtype, device: torch.device | str, mass: float = 1.0
     ) -> None:
         self.mass, self._log_mass = mass, math.log(mass)
+        self.budget_used: Callable[[], float] = nothing_used
         self._internals: list[tuple[float, InternalEnergy]] = []
         self._potentials: list[tuple[float, TargetEvaluator]] = []
         self._interactions: list[tuple[float, Interaction]] = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from jkosampler.energies.evaluator import nothing_used
 from jkosampler.energies.functionals import L2Functional
 from jkosampler.energies.terms import Energy
 from jkosampler.errors import (
@@ -46,6 +48,7 @@ class FunctionalEvaluator:
     def __init__(self, energy: Energy) -> None:
         self._terms: list[tuple[float, L2Functional]] = []
         self.n_evaluations = self.n_calls = 0
+        self.budget_used: Callable[[], float] = nothing_used
         for coefficient, term in energy.terms():
             if not isinstance(term, L2Functional):
                 raise ArgumentError(

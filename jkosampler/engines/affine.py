@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.errors import TargetGradientError, TargetValueError
-from jkosampler.particles import Particles, weighted_moments
+from jkosampler.particles import Particles, gaussian_moments, weighted_moments
 from jkosampler.potentials import ResNetPotential
 
 __all__ = ["AffineSolution", "set_affine", "solve_affine"]
@@ -66,7 +66,9 @@ class AffineSolution(NamedTuple):
 def solve_affine(problem: StepProblem, particles: Particles, weights: Tensor, *, max_iterations: int) -> AffineSolution:
     """Minimise the step's objective over affine maps on weighted particles in the step's coordinates.
 
-    L-BFGS from the identity or from the closed form for Gaussians, whichever is better.
+    L-BFGS from the identity or from the closed form for Gaussians, whichever is better. In many dimensions, where
+    weights are not calibrated and the map has more parameters than a sample can settle, the closed form alone, with
+    moments by regression, if it is better than the identity.
 
     Raises
     ------
@@ -82,13 +84,14 @@ def solve_affine(problem: StepProblem, particles: Particles, weights: Tensor, *,
     guess = _gaussian_step(problem, particles, weights, gradient) if np.isfinite(objective.first) else None
     if guess is not None:
         objective(objective.pack(*guess))
-    minimize(
-        objective,
-        objective.best_at,
-        jac=True,
-        method="L-BFGS-B",
-        options=_LINE_SEARCH | {"maxiter": max_iterations, "maxcor": min(2 * objective.n_parameters, 100)},
-    )
+    if guess is None or objective.decrease <= 0.0 or _calibrated(weights):
+        minimize(
+            objective,
+            objective.best_at,
+            jac=True,
+            method="L-BFGS-B",
+            options=_LINE_SEARCH | {"maxiter": max_iterations, "maxcor": min(2 * objective.n_parameters, 100)},
+        )
     # Not scipy's result: it is the last point tried, not the best, after a line search that failed at a wall.
     exponent, shift = objective.unpack(torch.as_tensor(objective.best_at).to(particles.x))
     return AffineSolution(exponent, shift, objective.decrease)
@@ -100,7 +103,9 @@ def _gaussian_step(
     """Q and b of the exact step of a Gaussian of these moments in the mean quadratic potential: a guess.
 
     Stein's identity `E[grad V s'] = -E[hess V]` gives the mean Hessian H. With k the stiffness, p the pressure and S
-    the covariance, the step's matrix solves `(k + H) K = k + p (S K)^-1`, a Riccati equation for K^-1.
+    the covariance, the step's matrix solves `(k + H) K = k + p (S K)^-1`, a Riccati equation for K^-1. Without
+    calibrated weights the moments of a Gaussian law come from its score, and H from the regression of grad V on x,
+    both exact for a quadratic V.
     """
     pressure = float(weights @ problem.energy.pressure_per_mass(particles.log_rho))
     if particles.score is None or not pressure > 0.0:
@@ -108,7 +113,13 @@ def _gaussian_step(
     gradient, z, score = (y.double() for y in (gradient, particles.x, particles.score))
     weights, k = weights.double(), problem.stiffness
     mean, covariance = weighted_moments(z, weights)
+    slope = weights @ gradient
     hessian = -(gradient * weights.unsqueeze(-1)).mT @ score
+    known = None if _calibrated(weights) else gaussian_moments(particles)
+    if known is not None and bool(gradient.isfinite().all()):
+        hessian = torch.linalg.solve(covariance, (z - mean).mT @ ((gradient - slope) * weights.unsqueeze(-1))).mT
+        slope = slope + hessian @ (known[0].double() - mean)
+        mean, covariance = (moment.double() for moment in known)
     if not float(hessian.abs().max()) < 1e12 * k:  # NaN, or beyond what rounding leaves of the rest
         return None
     root = _of_symmetric(lambda s: s.clamp(min=1e-12).rsqrt(), covariance)
@@ -116,8 +127,13 @@ def _gaussian_step(
     ratio = 4.0 * pressure / k
     inverse = _of_symmetric(lambda n: ((1.0 + ratio * n.abs()).sqrt() + 1.0) / (2.0 * n.abs()), steepness)
     matrix = root @ inverse @ root
-    moved = mean - _of_symmetric(lambda h: 1.0 / (k + h.clamp(min=0.0)), hessian) @ (weights @ gradient)
+    moved = mean - _of_symmetric(lambda h: 1.0 / (k + h.clamp(min=0.0)), hessian) @ slope
     return _of_symmetric(lambda m: m.clamp(min=1e-12).log(), matrix), moved - matrix @ mean
+
+
+def _calibrated(weights: Tensor) -> bool:
+    """Whether weights (n,) are not all equal."""
+    return bool((weights != weights[0]).any())
 
 
 def _of_symmetric(function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from sklearn.utils import Bunch
 
 from jkosampler._inputs import whole_number
 from jkosampler.engines.base import GradientFlow, State
-from jkosampler.engines.network_step import is_ode
+from jkosampler.engines.network_step import map_kind
 from jkosampler.engines.objectives import GRADIENTS
 from jkosampler.engines.step_size import Control
 from jkosampler.engines.step_solver import Solution, StepSolver
@@ -87,11 +87,11 @@ class Lagrangian(BaseEstimator):
     def __init__(
         self,
         *,
-        width: int = 64,
+        width: int | None = None,
         depth: int = 2,
         learning_rate: float = 1e-2,
         optimizer: str = "adam",
-        batch_size: int = 512,
+        batch_size: int | None = None,
         n_iterations: int | None = None,
         tolerance: float | None = None,
         resample_every: int | None = None,
@@ -147,7 +147,7 @@ class Lagrangian(BaseEstimator):
     def init(self, flow: GradientFlow) -> State:
         """Draw the particles and evaluate the energy where they start."""
         self._check_settings()
-        if flow.order > 1 and is_ode(self, flow.law.dim):
+        if flow.order > 1 and map_kind(self, flow.law.dim, exact=True) == "ode":
             raise ArgumentError(
                 f"order={flow.order}: a step of second order goes on along straight lines, which the ODE map has not; "
                 "give engine=engines.Lagrangian(map='gradient')."
@@ -180,7 +180,7 @@ class Lagrangian(BaseEstimator):
 
     def _check_settings(self) -> None:
         choices = {
-            "map": (None, "gradient", "ode"),
+            "map": (None, "gradient", "ode", "coupling"),
             "gradient": (None, *GRADIENTS),
             "coverage": (None, "law", "spread"),
             "optimizer": OPTIMIZERS,
@@ -222,6 +222,10 @@ class Lagrangian(BaseEstimator):
                 return state, info
             logger.info("step %d by %s rejected at tau=%.3g", len(state.maps) + 1, control.method, control.tau)
             rejected += 1
+            if state.flow.energy.budget_used() >= 1.0:
+                return replace(
+                    state, stopped="the budget was used up during a step, which is not part of the fit"
+                ), None
             control = state.flow.control.after_reject(control, state.discrepancy)
         if trouble is not None:
             raise trouble

@@ -10,22 +10,31 @@ from torch import Tensor, nn
 from jkosampler.engines.affine import AffineSolution, set_affine
 from jkosampler.engines.step_size import Control
 from jkosampler.engines.training import TrainingSettings
-from jkosampler.maps import GradientMap, Map, ODEMap
+from jkosampler.maps import CouplingMap, GradientMap, Map, ODEMap, fewest_layers
 from jkosampler.particles import Particles
 from jkosampler.potentials import ResNetPotential
 
 if TYPE_CHECKING:
     from jkosampler.engines.lagrangian import Lagrangian
 
-__all__ = ["GRADIENT_MAP_LIMIT", "default_gradient", "is_like", "is_ode", "network_map", "training_settings"]
+__all__ = ["GRADIENT_MAP_LIMIT", "default_gradient", "is_like", "map_kind", "network_map", "training_settings"]
 
 GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
+_COUPLING_ITERATIONS, _COUPLING_BATCH, _COUPLING_WIDTH = 2000, 256, 32
+_FEWEST_COUPLINGS = 6
 _HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
 
 
-def is_ode(engine: Lagrangian, dim: int) -> bool:
-    """Whether the networks of an engine are those of an ODE."""
-    return engine.map == "ode" or (engine.map is None and dim > GRADIENT_MAP_LIMIT)
+def map_kind(engine: Lagrangian, dim: int, *, exact: bool) -> str:
+    """The map that networks make of a step: "gradient", "ode" or "coupling".
+
+    An exact step is the gradient of a potential; one that need only lead on may be any map.
+    """
+    if engine.map is not None:
+        return engine.map
+    if not exact and dim > 1:
+        return "coupling"
+    return "ode" if dim > GRADIENT_MAP_LIMIT else "gradient"
 
 
 def network_map(
@@ -34,15 +43,28 @@ def network_map(
     guess: nn.Module | None,
     generator: torch.Generator,
     *,
+    kind: str,
     dtype: torch.dtype,
     effort: int,
 ) -> Map:
-    """A map to train: the affine solution, and a network that is still zero, with the hidden layers of the last one."""
+    """A map to train: the affine solution, and a network that is still zero, with the hidden layers of the last one.
+
+    A coupling map starts from the identity: its layers have affine parts of their own.
+    """
     d, like = len(affine.shift), affine.shift
-    ode = is_ode(engine, d)
+    if kind == "coupling":
+        return CouplingMap(
+            d,
+            max(_FEWEST_COUPLINGS, fewest_layers(d)),
+            engine.width or _COUPLING_WIDTH,
+            generator=generator,
+            dtype=dtype,
+            device=like.device,
+        )
+    ode = kind == "ode"
     potential = ResNetPotential(
         d,
-        width=engine.width,
+        width=engine.width or 64,
         depth=engine.depth,
         time_input=ode,
         generator=generator,
@@ -59,11 +81,12 @@ def network_map(
     return ODEMap(potential, integrator=engine.integrator, inner_steps=engine.inner_steps * effort, probes=probes)
 
 
-def training_settings(engine: Lagrangian, control: Control, discrepancy: float) -> TrainingSettings:
+def training_settings(engine: Lagrangian, control: Control, kind: str, discrepancy: float) -> TrainingSettings:
     """How a network is trained for a law of this discrepancy."""
+    usual = _COUPLING_ITERATIONS if kind == "coupling" else 300 if control.exact else 200
     return TrainingSettings(
-        n_iterations=control.effort * (engine.n_iterations or (300 if control.exact else 200)),
-        batch_size=engine.batch_size,
+        n_iterations=control.effort * (engine.n_iterations or usual),
+        batch_size=engine.batch_size or (_COUPLING_BATCH if kind == "coupling" else 512),
         learning_rate=engine.learning_rate * _reach(discrepancy),
         optimizer=engine.optimizer,
         tolerance=engine.tolerance,

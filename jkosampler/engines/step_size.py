@@ -18,7 +18,10 @@ _RESOLUTION = 10.0  # a fit that can't get on has converged to its maps' resolut
 _TAILS_FROM = 70.0  # so many thresholds from the target, the tails are worth their share of the points
 _FAIR_SHARE = 0.5  # of the discrepancy: a collocation step that leaves more has met the limit of its functions
 _TRY_AGAIN = 0.25  # of the discrepancy at which collocation failed: nearer than that it may work
+_COLLOCATION_FIRST = 0.1  # nats: farther from the target random ridges have rarely solved a step
 _NEGLIGIBLE = 1e-4  # of the threshold: no use of a law can tell what is left
+_SHORTER = 1e-3  # of a network step that was rejected
+_EXACT = 1e-2  # of the threshold: what affine steps leave only of a Gaussian
 _FAITHFUL = 1e-2  # nats: a larger change of the energy under finer integration means that the density is wrong
 
 
@@ -27,8 +30,8 @@ class Control:
     """What to try next: the step size tau, how to solve the step, and how hard to try.
 
     `method` is the best affine map alone, collocation (`engines.collocation`), or a trained network. `exact` asks for
-    the step's minimiser to the accuracy of the particles; otherwise a step need only lead on. `tails` asks for points
-    that cover the law evenly out to its tails, and is "failed" once a network step that had them was rejected.
+    the step's minimiser to the accuracy of the particles; otherwise a step need only lead on. `tails` asks
+    collocation for points that cover the law evenly out to its tails.
     `effort` multiplies iterations and inner steps; a step of second order is made in `pieces`; `failures` counts
     rejections in a row, `stalled` steps in a row without progress, `best` is the smallest discrepancy so far, and
     collocation is tried below `collocation_below`.
@@ -37,13 +40,13 @@ class Control:
     tau: float
     method: Literal["affine", "collocation", "network"]
     exact: bool = False
-    tails: Literal["no", "yes", "failed"] = "no"
+    tails: bool = False
     effort: int = 1
     pieces: int = 1
     failures: int = 0
     stalled: int = 0
     best: float = math.inf
-    collocation_below: float = math.inf
+    collocation_below: float = _COLLOCATION_FIRST
 
 
 class Judgement(NamedTuple):
@@ -157,16 +160,17 @@ class AdaptiveSteps:
     """Growing affine steps, then growing steps of other maps, until the discrepancy is below a threshold.
 
     Step sizes are those of whitened coordinates, where one unit of flow time is the time of a Gaussian's relaxation.
-    Networks and collocation have points of the law first; when it is near the target, points out to its tails.
+    Networks take steps so long that the way there costs nothing, unless these fail.
     """
 
     threshold: float
     first_tau: float = 0.1
     second_tau: float = 1.0
-    largest_tau: float = 10.0
-    largest_collocation_tau: float = 1000.0
+    largest_affine_tau: float = 10.0
+    largest_tau: float = 1e6
     patience: int = 2
     retries: int = 3
+    network_retries: int = 2
 
     def first(self) -> Control:
         return Control(self.first_tau, "affine")
@@ -185,12 +189,9 @@ class AdaptiveSteps:
     def after_accept(self, control: Control, seen: Judgement) -> Control:
         if control.method == "affine":
             return self._after_affine(control, seen)
-        if control.method == "collocation":
-            tau = min(10.0 * control.tau, self.largest_collocation_tau)
-            if seen.discrepancy > _FAIR_SHARE * control.best:
-                control = replace(control, collocation_below=_TRY_AGAIN * seen.discrepancy)
-        else:
-            tau = min(3.0 * control.tau, self.largest_tau)
+        if control.method == "collocation" and seen.discrepancy > _FAIR_SHARE * control.best:
+            control = replace(control, collocation_below=_TRY_AGAIN * seen.discrepancy)
+        tau = min(10.0 * control.tau, self.largest_tau)
         progress = seen.discrepancy < 0.9 * control.best or self._pays(seen)
         stalled = 0 if progress else control.stalled + 1
         best = min(control.best, seen.discrepancy)
@@ -199,30 +200,30 @@ class AdaptiveSteps:
     def _after_affine(self, control: Control, seen: Judgement) -> Control:
         control = replace(control, failures=0, best=min(control.best, seen.discrepancy))
         if self._pays(seen) or control.tau < self.second_tau:
-            return replace(control, tau=min(3.0 * control.tau, self.largest_tau))
-        return self._chosen(replace(control, tau=self.second_tau), seen.discrepancy)
+            return replace(control, tau=min(3.0 * control.tau, self.largest_affine_tau))
+        return self._after_the_affine_stage(control, seen.discrepancy)
 
     def after_reject(self, control: Control, discrepancy: float) -> Control | None:
         if control.method == "affine":
             if control.failures < self.retries:
                 return replace(control, tau=control.tau / 4.0, failures=control.failures + 1)
-            return self._chosen(replace(control, tau=self.second_tau, failures=0), discrepancy)
+            return self._after_the_affine_stage(control, discrepancy)
         if discrepancy <= self.threshold:
             return None  # a step that can't improve on a law within the threshold shows it to be stationary
         if control.method == "collocation":
-            tau = min(control.tau, self.largest_tau)
-            return self._chosen(replace(control, tau=tau, collocation_below=_TRY_AGAIN * discrepancy), discrepancy)
-        if control.tails == "yes":
-            return replace(control, tails="failed")
-        if control.failures >= self.retries:
-            return None
-        return replace(control, tau=control.tau / 2.0, failures=control.failures + 1)
+            control = replace(control, tau=self.largest_tau, collocation_below=_TRY_AGAIN * discrepancy)
+            return self._chosen(control, discrepancy)
+        if control.failures >= self.network_retries or self.good_enough(discrepancy):
+            return None  # what is left is within the resolution of the maps, at every size of the step
+        return replace(control, tau=control.tau * _SHORTER, failures=control.failures + 1)
 
     def converged(self, control: Control, seen: Judgement) -> bool:
         """A small discrepancy after a long step (a short one leaves any law nearly as it was) and no cheap progress."""
         cheap = control.method == "collocation" and seen.discrepancy <= _FAIR_SHARE * control.best
         if cheap and seen.discrepancy > _NEGLIGIBLE * self.threshold:
             return False
+        if control.method == "affine":  # other maps come cheap where an affine one is not the whole answer
+            return seen.discrepancy <= _EXACT * self.threshold and control.tau >= 0.5 * self.largest_affine_tau
         return seen.discrepancy <= self.threshold and control.tau >= 0.5 * self.largest_tau
 
     def stalled(self, control: Control) -> bool:
@@ -234,13 +235,16 @@ class AdaptiveSteps:
     def _pays(self, seen: Judgement) -> bool:
         return seen.energy_change < -0.02 - 2.0 * seen.standard_error
 
+    def _after_the_affine_stage(self, control: Control, discrepancy: float) -> Control:
+        control = self._chosen(replace(control, failures=0), discrepancy)
+        return replace(control, tau=self.second_tau if control.method == "collocation" else self.largest_tau)
+
     def _chosen(self, control: Control, discrepancy: float) -> Control:
         """The control with the method and the points for a law of this discrepancy."""
         near = discrepancy <= _TAILS_FROM * self.threshold
         collocation = discrepancy < control.collocation_below
         return replace(
             control,
-            tau=control.tau if collocation else min(control.tau, self.largest_tau),
             method="collocation" if collocation else "network",
-            tails="yes" if near and control.tails == "no" else control.tails,
+            tails=near,
         )

@@ -18,15 +18,16 @@ from jkosampler.engines.network_step import (
     GRADIENT_MAP_LIMIT,
     default_gradient,
     is_like,
+    map_kind,
     network_map,
     training_settings,
 )
 from jkosampler.engines.objectives import GRADIENTS, StepProblem
 from jkosampler.engines.step_equation import StepEquation, n_functions
 from jkosampler.engines.step_size import Control
-from jkosampler.engines.training import TrainingResult, train
-from jkosampler.maps import Chain, Conjugated, DisplacementMap, GradientMap, Inverted, Map
-from jkosampler.particles import Particles, calibrated_weights, fewest_calibrated
+from jkosampler.engines.training import TrainingResult, TrainingSettings, train
+from jkosampler.maps import AffineMap, Chain, Conjugated, DisplacementMap, GradientMap, Inverted, Map
+from jkosampler.particles import Particles, calibrated_weights, enough_for_moments
 from jkosampler.potentials import ResNetPotential
 from jkosampler.walled_potential import WalledPotential
 
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Solution", "StepSolver", "covering", "trained_part", "unit"]
 
-_PASSES = 32  # mini-batches that a network's training points make at least
+_MOST_USES = 1  # of each of a network's training points
 _NEGLIGIBLE_GAIN = 1e-6  # nats, or their like: an affine step that leaves less to gain needs no more
 _SOME = 2000  # particles that decide whether the affine map suffices; points of a collocation, at least
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
 _POINTS_PER_FUNCTION = 12
 _TAIL_SHARE = 0.25  # of collocation points and ..
+_TAIL_SHARE_OF_NETWORKS = 0.1  # of training points: without them a few draws have no density to speak of
 _TAIL_WEIGHT = 0.1  # .. their weight beside those of the law, while the law is far from the target
 _GAMMA = 1.0 - 0.5**0.5  # of the second-order method: L-stable
 _TRAINED_RIDGES, _RIDGES_LIMIT = 64, 16  # ridges that are trained, and dimensions in which their equations are cheap
@@ -126,14 +128,17 @@ class StepSolver:
         # A fixed step is in flow time; an adaptive one in that of whitened coordinates.
         problem = StepProblem(self.flow.energy, frame, tau if self.control.exact else tau * frame.cost)
         inner = frame.to_inner(self.pool)
+        kind = map_kind(self.engine, inner.x.shape[1], exact=self.control.exact)
+        if self.control.method == "network" and kind == "coupling":  # whose layers have affine parts
+            return self._network(problem, AffineSolution.identity(inner.x), inner)
         affine = self._affine(problem, inner)
         if self.flow.order > 1 and self.flow.metric.moves:
             # to second order the metric is that at the end of the stage, which the affine map foresees
-            ahead = self.pool.push(frame.conjugate(GradientMap(affine.potential(inner.x.dtype))))
+            ahead = self.pool.push(frame.conjugate(AffineMap(*affine.displacement)))
             frame = self.flow.metric.frame(ahead, weights)
             problem, inner = problem._replace(frame=frame), frame.to_inner(self.pool)
             affine = self._affine(problem, inner)
-        step = GradientMap(affine.potential(inner.x.dtype))
+        step = AffineMap(*affine.displacement)
         if self.control.method == "collocation":
             return self._collocation(problem, affine)
         some = self._some(inner)
@@ -245,7 +250,7 @@ class StepSolver:
     def _some(self, inner: Particles) -> Particles:
         """Particles that an affine map is solved on: calibrated weights make few of them as good as many."""
         few = not self.control.exact or self.flow.energy.has_interaction  # whose cost grows with their square
-        return inner[: max(500 if few else _SOME, fewest_calibrated(inner.x.shape[1]))]
+        return inner[: max(500 if few else _SOME, enough_for_moments(inner.x.shape[1]))]
 
     def _collocation(self, problem: StepProblem, affine: AffineSolution) -> Solution | None:
         d, generator = len(affine.shift), self.flow.generator
@@ -256,7 +261,7 @@ class StepSolver:
         draw_ridge_functions(potential, generator)
         set_affine(potential, *affine.displacement)
         n = max(_SOME, _POINTS_PER_FUNCTION * n_functions(potential))
-        n_tail = n if self._covers_tails() else int(_TAIL_SHARE * n)
+        n_tail = n if self.control.tails or self.engine.coverage == "spread" else int(_TAIL_SHARE * n)
         points = covering(self.flow, n - n_tail, n_tail).without_score().push_all(self._path)
         weights = torch.cat([torch.ones(n - n_tail), torch.full((n_tail,), _TAIL_WEIGHT)])
         found = solve_collocation(
@@ -271,14 +276,15 @@ class StepSolver:
     def _network(self, problem: StepProblem, affine: AffineSolution, inner: Particles) -> Solution:
         engine, generator = self.engine, self.flow.generator
         dtype = engine.training_dtype or torch.float32
-        step = network_map(engine, affine, self.guess, generator, dtype=dtype, effort=self.control.effort)
+        kind = map_kind(engine, len(affine.shift), exact=self.control.exact)
+        step = network_map(engine, affine, self.guess, generator, kind=kind, dtype=dtype, effort=self.control.effort)
+        settings = training_settings(engine, self.control, kind, self.state.discrepancy)
 
         def fresh() -> Particles:
-            return problem.frame.to_inner(self._training_points().push_all(self._path)).to(dtype)
+            return problem.frame.to_inner(self._training_points(settings).push_all(self._path)).to(dtype)
 
         # New points for every adaptive step: a network that fitted the last ones has nothing left to learn there.
         points = inner.to(dtype) if self.control.exact else fresh()
-        settings = training_settings(engine, self.control, self.state.discrepancy)
         objective = GRADIENTS[engine.gradient or default_gradient(step, points)](problem)
         training = train(step, objective, points, settings, generator, fresh)
         return Solution(problem, step.to(inner.x.dtype), training, "network")
@@ -288,13 +294,11 @@ class StepSolver:
         """The maps from the initial law to the pool."""
         return [*self.state.maps, *self.stages]
 
-    def _covers_tails(self) -> bool:
-        coverage = self.engine.coverage
-        return self.control.tails == "yes" if coverage is None else coverage == "spread"
-
-    def _training_points(self) -> Particles:
-        n = max(self.flow.n_particles, _PASSES * self.engine.batch_size)
-        return covering(self.flow, 0, n) if self._covers_tails() else covering(self.flow, n, 0)
+    def _training_points(self, settings: TrainingSettings) -> Particles:
+        drawn = settings.n_iterations * settings.batch_size
+        n = max(self.flow.n_particles, drawn // _MOST_USES)
+        n_spread = int({None: _TAIL_SHARE_OF_NETWORKS, "law": 0.0, "spread": 1.0}[self.engine.coverage] * n)
+        return covering(self.flow, n - n_spread, n_spread)
 
 
 def covering(flow: GradientFlow, n_draws: int, n_spread: int) -> Particles:

@@ -6,6 +6,7 @@ relative change of the loss; here that change is taken on the same particles, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,9 @@ from jkosampler.particles import Particles
 __all__ = ["OPTIMIZERS", "TrainingResult", "TrainingSettings", "train"]
 
 OPTIMIZERS = ("adam", "lbfgs")
+
+_WARM_UP, _FIRST = 0.1, 0.04  # share of the training in which the learning rate rises, and what it rises from
+_LARGEST_GRADIENT = 10.0  # of an iteration; longer ones, from a few points far out, are cut
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,17 @@ def _train_adam(
     generator: torch.Generator,
     resample: Callable[[], Particles] | None,
 ) -> TrainingResult:
-    optimizer = torch.optim.Adam(step.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        settings.learning_rate,
-        total_steps=settings.n_iterations,
-        pct_start=0.1 if settings.n_iterations != 10 else 0.2,  # torch divides by zero in a warm-up of one iteration
-        final_div_factor=1e3,
-    )
-    losses: list[float] = []
-    while len(losses) < settings.n_iterations:
+    budget_used = objective.problem.energy.budget_used
+    before_all, losses = budget_used(), []  # type: float, list[float]
+
+    def progress() -> float:
+        """Of the iterations, or of what is left of the budget: the learning rate has decayed when either ends."""
+        spent = (budget_used() - before_all) / max(1.0 - before_all, 1e-9)
+        return max(len(losses) / settings.n_iterations, spent)
+
+    optimizer = torch.optim.Adam(step.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: _share_of_learning_rate(progress()))
+    while progress() < 1.0:
         if losses and resample is not None and settings.resample_every is not None:
             pool = resample()
         block = min(settings.block, settings.n_iterations - len(losses))
@@ -94,14 +99,24 @@ def _train_adam(
             if not bool(loss.isfinite()):
                 return TrainingResult(torch.nan, len(losses))
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(step.parameters(), _LARGEST_GRADIENT)
             optimizer.step()
-            schedule.step()
             losses.append(float(value))
+            schedule.step()
+            if progress() >= 1.0:
+                break
         after = _value(step, objective, pool, settings)
         if settings.tolerance is not None and abs(after - before) <= settings.tolerance * abs(before):
             break
     tail = losses[-max(1, len(losses) // 10) :]
-    return TrainingResult(sum(tail) / len(tail), len(losses))
+    return TrainingResult(sum(tail) / len(tail) if tail else torch.nan, len(losses))
+
+
+def _share_of_learning_rate(progress: float) -> float:
+    """A linear rise over the first tenth, and half a wave of the cosine to nothing."""
+    if progress < _WARM_UP:
+        return _FIRST + (1.0 - _FIRST) * progress / _WARM_UP
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - _WARM_UP) / (1.0 - _WARM_UP))))
 
 
 def _train_lbfgs(step: Map, objective: Objective, pool: Particles, settings: TrainingSettings) -> TrainingResult:

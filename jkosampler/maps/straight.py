@@ -17,7 +17,7 @@ from jkosampler.maps.base import (
 from jkosampler.potentials import ResNetPotential
 from jkosampler.walled_potential import WalledPotential
 
-__all__ = ["GradientMap", "StraightMap"]
+__all__ = ["AffineMap", "GradientMap", "StraightMap"]
 
 
 class StraightMap(Map):
@@ -153,3 +153,57 @@ class GradientMap(StraightMap):
 
     def _displacement_and_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.potential.gradient_and_hessian(x)
+
+
+class AffineMap(Map):
+    """`T(x) = x + A x + b` with A symmetric: the gradient map of a quadratic potential, whose Jacobian is one for all.
+
+    Parameters
+    ----------
+    linear : Tensor (d, d)
+        A.
+    shift : Tensor (d,)
+        b.
+    """
+
+    linear: Tensor
+    shift: Tensor
+
+    def __init__(self, linear: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("linear", linear)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
+        return x + fraction * self._displacement(x), self._factor_and_log_det(fraction)[1].expand(len(x))
+
+    def positions(self, x: Tensor) -> Tensor:
+        return x + self._displacement(x)
+
+    def push(self, x: Tensor, score: Tensor) -> Pushed:
+        factor, log_det = self._factor_and_log_det(1.0)
+        pushed = torch.cholesky_solve(score.mT, factor).mT
+        return Pushed(self.positions(x), log_det.expand(len(x)), pushed)
+
+    def inverse(self, y: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
+        factor, log_det = self._factor_and_log_det(fraction)
+        x = torch.cholesky_solve((y - fraction * self.shift).mT, factor).mT
+        return x, -checked_inverse(y, ~x.isfinite().all(1), log_det.expand(len(y)))
+
+    def transport(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        moved, log_det = self(x)
+        return moved, log_det, self._displacement(x).square().sum(-1)
+
+    def initial_velocity(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._displacement(x), self.linear.trace().expand(len(x))
+
+    def scaled(self, factor: float) -> AffineMap:
+        return AffineMap(factor * self.linear, factor * self.shift)
+
+    def _displacement(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.shift, x, self.linear)
+
+    def _factor_and_log_det(self, fraction: float) -> tuple[Tensor, Tensor]:
+        """The Cholesky factor of the Jacobian, and its log determinant (); NaN where it is not positive definite."""
+        jacobian = torch.eye(len(self.shift)).to(self.shift) + fraction * self.linear
+        return cholesky_and_log_det(jacobian)

@@ -77,12 +77,26 @@ def test_gaussian_steps_are_exact_with_few_draws(metric: str, p: Problem, tau: f
         assert np.abs(matrix - matrix.T).max() > 1e-3 or np.allclose(p.S, np.eye(len(p.m)))
 
 
-def test_without_calibration_the_step_has_the_noise_of_its_sample() -> None:
+@pytest.mark.parametrize("with_score", [True, False])
+def test_without_calibration_regression_takes_its_place(with_score: bool) -> None:
+    """On the score, which a Gaussian's points determine; without it the step has the noise of its sample."""
     problem, inner, _ = problem_and_particles(WORKED, "wasserstein", 0.3, KL(gaussian_log_target(WORKED)))
+    inner = inner if with_score else inner.without_score()
     equal = torch.full((4000,), 1.0 / 4000, dtype=D)
     mean, _ = in_outer_coordinates(solve_affine(problem, inner, equal, max_iterations=400), problem.frame, WORKED.m)
     error = np.abs(mean - oracles.wasserstein_step(WORKED, 0.3).mean).max()
-    assert 1e-4 < error < 5.0 / 4000**0.5
+    assert error < 1e-9 if with_score else 1e-4 < error < 5.0 / 4000**0.5
+
+
+def test_gaussian_steps_are_exact_in_many_dimensions() -> None:
+    """d = 100 and 2000 draws: fewer than the map has parameters."""
+    p = random_problem(100, 1e4, 3)
+    problem, inner, weights = problem_and_particles(p, "wasserstein", 0.5, KL(gaussian_log_target(p)), n=2000)
+    assert bool((weights == weights[0]).all())
+    mean, matrix = in_outer_coordinates(solve_affine(problem, inner, weights, max_iterations=20), problem.frame, p.m)
+    exact = oracles.wasserstein_step(p, 0.5)
+    np.testing.assert_allclose(mean, exact.mean, atol=1e-6)
+    np.testing.assert_allclose(matrix, exact.matrix, atol=1e-6)
 
 
 @pytest.mark.parametrize("energy", [KL(double_well), 0.5 * Square() + 2.0 * KL(double_well)], ids=["kl", "mixed"])

@@ -64,7 +64,7 @@ def test_the_map_is_that_of_the_settings(settings: dict[str, Any], stage: str, k
 def test_a_network_starts_from_the_best_affine_map() -> None:
     steps = []
     for settings in ({"map": "gradient"}, {"map": "ode", "inner_steps": 8}):
-        engine, state = start(n_iterations=1, **settings)  # at a learning rate of 4e-7
+        engine, state = start(n_iterations=1, learning_rate=1e-5, **settings)
         after, _ = engine.step(state)
         steps.append(after)
     x = steps[0].check.x
