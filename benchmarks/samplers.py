@@ -1,17 +1,22 @@
-"""The default sampler on targets with known answers: modes, weights, evidence, and what they cost.
+"""The default sampler on targets with known answers: modes, tails, evidence, and what they cost.
 
     python benchmarks/samplers.py [--only NAME ...] [--seeds 0 1 2] [--quick] [--json FILE] [--markdown FILE]
+                                  [--posteriordb FOLDER]
 
 Prints a Markdown table: for every measure the worst of the seeds, what is required of it, and the CPU seconds of the
-fit; fails where a requirement is missed. The targets are those of `tests/reference_targets.py`. Energy distances are
-sliced, in the half convention, of 50 000 draws against as many exact ones; the note has that of two exact samples.
-`--quick` draws fewer.
+fit; fails where a requirement is missed. The targets are those of `tests/reference_targets.py` and, where a folder of
+their data is given, the models of `common/posteriors.py`. Energy distances are sliced, in the half convention, of
+50 000 draws against as many exact ones; the note has that of two exact samples. Experiments named `flow-..` train
+zuko's neural spline flow for as many CPU seconds as our fit took (it must be installed: `pip install zuko`), and run
+only when they are asked for. `--quick` draws fewer.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,36 +26,71 @@ import numpy as np
 import torch
 from common.harness import Benchmark, Experiment
 from common.measures import Measure
-from reference_targets import TARGETS, sliced_energy_distance
+from common.posteriors import MODELS, read_posterior
+from common.spline_flow import kl_of_spline_flow
+from reference_targets import TARGETS, ReferenceTarget, sliced_energy_distance
+from sklearn.exceptions import ConvergenceWarning
 
 from jkosampler import JKOSampler
 
 SECONDS = 240.0  # of the fit: `max_time`
+MOST_CPU = 300.0  # seconds that a fit may take
+
+
+def fitted(target: ReferenceTarget, seed: int, quick: bool) -> tuple[JKOSampler, float]:
+    """`JKOSampler(log_target, dim=d).fit()`, within a budget of time, and its CPU seconds."""
+    began = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the verdict says it
+        sampler = JKOSampler(
+            target.log_density, dim=target.dim, random_state=seed, max_time=10.0 if quick else SECONDS, progress=False
+        ).fit()
+    return sampler, time.process_time() - began
+
+
+def kl_and_ess(sampler: JKOSampler, target: ReferenceTarget, x: np.ndarray, log_q: np.ndarray) -> tuple[float, float]:
+    """log Z less the mean log weight, and the effective share of the draws."""
+    log_weights = target.log_density(torch.from_numpy(x)).numpy() - log_q
+    log_weights = log_weights[np.isfinite(log_weights)]
+    weights = np.exp(log_weights - log_weights.max())
+    return float(target.log_z - log_weights.mean()), float(weights.sum() ** 2 / (weights**2).sum() / len(weights))
 
 
 def default_fit(
-    seed: int, quick: bool, *, name: str, distance: float, weight: float | None = None, evidence: float | None = None
+    seed: int,
+    quick: bool,
+    *,
+    read: partial[ReferenceTarget],
+    distance: float | None = None,
+    weight: float | None = None,
+    evidence: float | None = None,
+    kl: float | None = None,
+    ess: float | None = None,
+    of_gaussian: float | None = None,
+    has_draws: bool = True,
 ) -> Iterator[Measure]:
-    """`JKOSampler(log_target, dim=d).fit()`, within a budget of time."""
-    target = TARGETS[name]()
-    began = time.process_time()
-    sampler = JKOSampler(
-        target.log_density, dim=target.dim, random_state=seed, max_time=10.0 if quick else SECONDS, progress=False
-    ).fit()
-    seconds = time.process_time() - began
-    evaluations = sampler.n_target_evaluations_
-    n, rng = 5_000 if quick else 50_000, np.random.default_rng(1000 + seed)
-    x, log_density = sampler.sample_with_log_density(n, random_state=seed)
-    exact = target.draw(n, rng)
-    found = sliced_energy_distance(x, exact, rng)
-    floor = sliced_energy_distance(target.draw(n, rng), exact, rng)
-    note = f"{evaluations} evaluations; two exact samples {floor:.2g}"
+    """A default fit, and what it must reach."""
+    target = read()
+    sampler, seconds = fitted(target, seed, quick)
     if quick:
-        distance, weight, evidence = 2.0, None, None
-    yield Measure("energy distance", found, distance, seconds=seconds, note=note)
-    log_weights = target.log_density(torch.from_numpy(x)).numpy() - log_density
-    yield Measure("KL", float(target.log_z - log_weights[np.isfinite(log_weights)].mean()), seconds=seconds)
+        distance = weight = evidence = kl = ess = of_gaussian = None
+    note = f"{sampler.n_target_evaluations_} evaluations in {sampler.n_target_calls_} calls"
+    yield Measure("CPU seconds of the fit", seconds, MOST_CPU, seconds=seconds, note=note)
+    n, rng = 5_000 if quick else 50_000, np.random.default_rng(1000 + seed)
+    x, log_q = sampler.sample_with_log_density(n, random_state=seed)
+    if has_draws:
+        exact = target.draw(n, rng)
+        floor = sliced_energy_distance(target.draw(n, rng), exact, rng)
+        found = sliced_energy_distance(x, exact, rng)
+        yield Measure("energy distance", found, distance, seconds=seconds, note=f"two exact samples {floor:.2g}")
+    found_kl, share = kl_and_ess(sampler, target, x, log_q)
+    yield Measure("KL", found_kl, kl, seconds=seconds)
+    yield Measure("effective share of draws", share, ess, at_least=True, seconds=seconds)
     yield Measure("log evidence error", abs(sampler.log_evidence_ - target.log_z), evidence, seconds=seconds)
+    gaussian = [record.energy + target.log_z for record in sampler.history_ if record.stage == "affine"]
+    if of_gaussian is not None and gaussian:
+        share = found_kl / gaussian[-1]
+        yield Measure("KL over the best Gaussian's", share, of_gaussian, note=f"{gaussian[-1]:.3g} nats")
     if target.modes is not None:
         nearest = np.square(x[:, None] - target.modes[None]).sum(2).argmin(1)
         shares = np.bincount(nearest, minlength=len(target.modes)) / n
@@ -60,14 +100,62 @@ def default_fit(
     yield Measure("trusted by the verdict (1) or not (0)", trusted, seconds=seconds)
 
 
+def beside_a_spline_flow(seed: int, quick: bool, *, name: str) -> Iterator[Measure]:
+    """KL of a default fit, and of a neural spline flow after the same CPU time."""
+    target = TARGETS[name]()
+    sampler, seconds = fitted(target, seed, quick)
+    n = 5_000 if quick else 50_000
+    ours, _ = kl_and_ess(sampler, target, *sampler.sample_with_log_density(n, random_state=seed))
+    flow, evaluations = kl_of_spline_flow(target.log_density, target.dim, target.log_z, seconds, seed, n)
+    yield Measure("KL", ours, seconds=seconds, note=f"{sampler.n_target_evaluations_} evaluations")
+    yield Measure("KL of the flow", flow, seconds=seconds, note=f"{evaluations} evaluations")
+    noise = 1e-4  # a KL that is less is nothing that 50 000 draws can tell from zero
+    yield Measure("KL over the flow's", max(ours, noise) / max(flow, noise), None if quick else 2.0)
+
+
 REQUIRED: dict[str, dict[str, float]] = {
     "shifted8modes": {"distance": 1e-4, "weight": 0.01, "evidence": 0.005},
     "shifted8peaky": {"distance": 1e-4, "weight": 0.01, "evidence": 0.005},
     "gmm20": {"distance": 2e-4},
     "gmm50": {"distance": 3e-4},
-    "funnel10": {"distance": 3e-3},
+    "funnel10": {"distance": 3e-3, "kl": 0.02},
+    "manywell32": {"evidence": 0.1, "ess": 0.5},
+    "gaussian100": {"kl": 0.05},
+    "chain100": {"of_gaussian": 0.5},
 }
-EXPERIMENTS = {name: Experiment(partial(default_fit, name=name, **needs)) for name, needs in REQUIRED.items()}
+OF_POSTERIORS = {"eight_schools_noncentered": 0.01, "mesquite": 0.015, "kidiq": 0.01, "arK": 0.01, "wells": 0.01}
+BESIDE_A_FLOW = ("banana", "bananas3", "chain5", "funnel4", "bananas10", "bananas30", "funnel10")
+
+
+def posterior(folder: Path, name: str) -> ReferenceTarget:
+    """A model of posteriordb, without exact draws."""
+    read = read_posterior(folder, name)
+    return ReferenceTarget(read.dim, read.log_density, read.log_z, no_draws)
+
+
+def no_draws(n: int, rng: np.random.Generator) -> np.ndarray:
+    """There are none."""
+    raise NotImplementedError
+
+
+def experiments(folder: Path | None) -> dict[str, Experiment]:
+    """By name; those of posteriordb where there is its folder."""
+    found = {n: Experiment(partial(default_fit, read=partial(TARGETS[n]), **needs)) for n, needs in REQUIRED.items()}
+    if folder is not None:
+        for name in MODELS:
+            run = partial(default_fit, read=partial(posterior, folder, name), kl=OF_POSTERIORS[name], has_draws=False)
+            found[name] = Experiment(run)
+    return found | {f"flow-{n}": Experiment(partial(beside_a_spline_flow, name=n)) for n in BESIDE_A_FLOW}
+
 
 if __name__ == "__main__":
-    Benchmark("samplers.py", __doc__.splitlines()[0], EXPERIMENTS).main()
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--posteriordb", type=Path)
+    given, rest = parser.parse_known_args()
+    sys.argv[1:] = rest
+    Benchmark(
+        "samplers.py",
+        __doc__.splitlines()[0],
+        experiments(given.posteriordb),
+        tuple(f"flow-{n}" for n in BESIDE_A_FLOW),
+    ).main()

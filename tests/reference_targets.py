@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,53 @@ def many_wells(pairs: int = 16) -> ReferenceTarget:
     return ReferenceTarget(2 * pairs, log_density, pairs * (math.log(integral) + 0.5 * math.log(2.0 * math.pi)), draw)
 
 
+def bent_chain(d: int, bend: Callable[[Any], Any], noise: float = 0.5) -> ReferenceTarget:
+    """x_0 ~ N(0, 1), and every other given the one before ~ N(bend(x), noise^2)."""
+
+    def log_density(x: Tensor) -> Tensor:
+        steps = (x[:, 1:] - bend(x[:, :-1])) / noise
+        constant = 0.5 * d * math.log(2.0 * math.pi) + (d - 1) * math.log(noise)
+        return -0.5 * x[:, 0].square() - 0.5 * steps.square().sum(1) - constant
+
+    def draw(n: int, rng: np.random.Generator) -> np.ndarray:
+        x = rng.standard_normal((n, d))
+        for i in range(1, d):
+            x[:, i] = bend(torch.from_numpy(x[:, i - 1])).numpy() + noise * x[:, i]
+        return x
+
+    return ReferenceTarget(d, log_density, 0.0, draw)
+
+
+def bananas(pairs: int) -> ReferenceTarget:
+    """Independent pairs (a, b): a ~ N(0, 1), b given a ~ N((a^2 - 1) / 2, .5^2)."""
+    one = bent_chain(2, lambda a: 0.5 * (a**2 - 1.0))
+
+    def log_density(x: Tensor) -> Tensor:
+        return one.log_density(x.reshape(-1, 2)).reshape(len(x), pairs).sum(1)
+
+    def draw(n: int, rng: np.random.Generator) -> np.ndarray:
+        return one.draw(n * pairs, rng).reshape(n, 2 * pairs)
+
+    return ReferenceTarget(2 * pairs, log_density, 0.0, draw)
+
+
+def stretched_gaussian(d: int, condition: float) -> ReferenceTarget:
+    """A Gaussian about 1 in turned coordinates, its covariance of this condition."""
+    rng = np.random.default_rng(d)
+    axes, _ = np.linalg.qr(rng.standard_normal((d, d)))
+    deviations = condition ** np.linspace(-0.25, 0.25, d)
+    precision = torch.from_numpy((axes / deviations**2) @ axes.T)
+    constant = 0.5 * d * math.log(2.0 * math.pi) + float(np.log(deviations).sum())
+
+    def log_density(x: Tensor) -> Tensor:
+        return -0.5 * (((x - 1.0) @ precision.to(x)) * (x - 1.0)).sum(1) - constant
+
+    def draw(n: int, rng: np.random.Generator) -> np.ndarray:
+        return 1.0 + (rng.standard_normal((n, d)) * deviations) @ axes.T
+
+    return ReferenceTarget(d, log_density, 0.0, draw)
+
+
 def student_mixture() -> ReferenceTarget:
     """Ten equal products of Student's t with two degrees of freedom."""
     centres = _CENTRES["mos_2d_locations"]
@@ -113,6 +161,14 @@ TARGETS: dict[str, Callable[[], ReferenceTarget]] = {
     "gmm20": lambda: equal_gaussians(_CENTRES["gmm20_means"], 0.01),
     "gmm50": lambda: equal_gaussians(_CENTRES["gmm50_means"], 0.01),
     "funnel10": funnel,
+    "banana": lambda: bent_chain(2, lambda x: 0.5 * (x**2 - 1.0)),
+    "bananas3": lambda: bent_chain(3, lambda x: 0.5 * (x**2 - 1.0)),
+    "bananas10": lambda: bananas(5),
+    "chain5": lambda: bent_chain(5, lambda x: torch.sin(1.5 * x)),
+    "funnel4": lambda: funnel(4, 2.0),
+    "bananas30": lambda: bananas(15),
+    "chain100": lambda: bent_chain(100, lambda x: torch.sin(1.5 * x)),
+    "gaussian100": lambda: stretched_gaussian(100, 1e6),
     "manywell32": many_wells,
     "mos_2d": student_mixture,
 }

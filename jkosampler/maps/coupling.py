@@ -51,9 +51,10 @@ class CouplingMap(Map):
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.layers = nn.ModuleList()
-        for kept in _halves(dim, n_layers, generator):
-            self.layers.append(_Coupling(kept.nonzero().squeeze(1), (~kept).nonzero().squeeze(1), width, generator))
+        self.layers = nn.ModuleList(
+            _Coupling(kept.nonzero().squeeze(1), (~kept).nonzero().squeeze(1), width, generator)
+            for kept in _halves(dim, n_layers, generator)
+        )
         self.to(dtype=dtype or torch.float64, device=device)
 
     def forward(self, x: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -69,7 +70,7 @@ class CouplingMap(Map):
     @torch.no_grad()
     def inverse(self, y: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
         log_det = torch.zeros_like(y[:, 0])
-        for layer in reversed(self.layers):
+        for layer in reversed(self._couplings()):
             y, change = layer.inverse(y, fraction)
             log_det = log_det + change
         return y, log_det
@@ -77,10 +78,13 @@ class CouplingMap(Map):
     @torch.no_grad()
     def push(self, x: Tensor, score: Tensor) -> Pushed:
         log_det = torch.zeros_like(x[:, 0])
-        for layer in self.layers:
+        for layer in self._couplings():
             x, change, score = layer.push(x, score)
             log_det = log_det + change
         return Pushed(x, log_det, score)
+
+    def _couplings(self) -> list[_Coupling]:
+        return [layer for layer in self.layers if isinstance(layer, _Coupling)]
 
 
 def _halves(dim: int, n_layers: int, generator: torch.Generator) -> Iterator[Tensor]:
