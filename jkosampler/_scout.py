@@ -2,11 +2,11 @@
 
 A flow moves no mass between separated modes: each keeps what of the start lies in its basin. So a small population
 is annealed from the start to the target along `(1 - beta) log start + beta log target`, with steps of beta that halve
-the effective sample size and a few Metropolis-adjusted Langevin moves after each. It is not resampled, as sequential
-Monte Carlo would: in many dimensions that leaves one mode of many. How many particles end in a mode therefore says
-nothing; a Gaussian mixture is fitted to where they are, and its weights, means and covariances are improved by
-importance-weighted EM on its own draws (Cappe, Douc, Guillin, Marin, Robert 2008). The mixture becomes the start where
-valleys of the target separate its components, and its draws count for the target.
+the effective sample size and a few Metropolis-adjusted Langevin moves after each, and so is another from a much wider
+start. They are not resampled, as sequential Monte Carlo would: in many dimensions that leaves one mode of many. How
+many particles end in a mode therefore says nothing; Gaussian mixtures are fitted to where they are, and their weights,
+means and covariances improved by importance-weighted EM on their own draws (`_mixture_fit`). They become the start
+where valleys of the target separate their components, and their draws count for the target.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from jkosampler._mixture_fit import Mixtures, fitted, split, updated, with_share
 from jkosampler.diagnostics import psis
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.errors import ArgumentError, TargetError
-from jkosampler.laws import Law
+from jkosampler.laws import Gaussian, Law
 
 __all__ = ["Scouted", "scout"]
 
 logger = logging.getLogger(__name__)
 
 _POPULATION, _PER_DIMENSION, _LARGEST_POPULATION = 1000, 40, 3000
+_WIDER = 30.0  # standard deviations of the start: a second population begins as wide as that
 _STAGES = 60  # at most; a target that needs more is left to the flow
 _MOVES = 3  # of each particle between two temperatures,
 _LAST_MOVES = 20  # and at the target, beside one a dimension
@@ -80,7 +81,7 @@ def _scouted(energy: EnergyEvaluator, start: Law, generator: torch.Generator) ->
     x = _annealed(energy, start, generator)
     if x is None:
         return None
-    law = fitted(x, generator)
+    law = fitted(torch.cat([x, *_from_afar(energy, start, generator)]), generator)
     if law is None:
         return None
     base = x[(-energy.potential(x)[0]).argmax()]
@@ -140,6 +141,17 @@ def _annealed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -
             return now.x[now.log_target.isfinite()]
     logger.info("scouting ended at beta = %.2g after %d stages", beta, _STAGES)
     return None
+
+
+def _from_afar(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> list[Tensor]:
+    """A population annealed from a much wider Gaussian, if the target can bear it: for modes far from the start."""
+    try:
+        wide = Gaussian(start.mean, _WIDER**2 * start.covariance)
+        found = _annealed(energy, wide, generator)
+    except (TargetError, ArgumentError, RuntimeError, ValueError) as error:
+        logger.info("scouting from a wider start ended early: %s", error)
+        return []
+    return [] if found is None else [found]
 
 
 def _next_rise(log_ratio: Tensor, most: float) -> float:

@@ -107,7 +107,7 @@ def test_same_seed_same_bits_and_no_global_state():
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     runs = []
     for _ in range(2):
-        sampler = JKOSampler(banana, dim=2, n_steps=5, engine=engines.Lagrangian(n_iterations=5), **QUICK).fit()
+        sampler = JKOSampler(banana, dim=2, n_steps=5, engine=engines.Lagrangian(n_iterations=100), **QUICK).fit()
         runs.append((sampler.sample(50), sampler.sample(50), sampler.log_evidence_))
     np.testing.assert_array_equal(runs[0][0], runs[1][0])
     np.testing.assert_array_equal(runs[0][1], runs[1][1])
@@ -167,6 +167,18 @@ def test_budgets_end_the_fit_cleanly():
         sampler = JKOSampler(banana, dim=2, max_time=1e-6, **quick, **QUICK).fit()
     assert "max_time" in sampler.stop_reason_
     assert sampler.sample(3).shape == (3, 2)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_budget_ends_a_step_in_its_midst(affine):
+    """A network step has 2000 batches of 256; what is left of the budget is a tenth of that."""
+    engine = engines.Lagrangian(affine=affine)
+    with pytest.warns(ConvergenceWarning):
+        sampler = JKOSampler(banana, dim=2, max_target_evaluations=100_000, engine=engine, **QUICK).fit()
+    assert sampler.n_target_evaluations_ < 115_000  # those of the last judgement are beyond
+    assert sampler.history_[-1].stage == "network"
+    assert 50 < sampler.history_[-1].n_iterations < 500
+    assert LOG_Z - sampler.diagnose(4000).elbo < 0.2
 
 
 def test_starting_particles_with_and_without_their_law():

@@ -183,6 +183,30 @@ class TestScouting:
         energy = evaluator(lambda x: target.log_density(x @ turn), 20)
         assert _scout.scout(energy, standard(20), seeded(seed)) is None
 
+    @pytest.mark.parametrize("d", [2, 10])
+    def test_modes_far_from_the_start(self, d: int) -> None:
+        """The start is one of two modes, sixty standard deviations from the other."""
+        at = torch.zeros(d, dtype=torch.float64)
+        at[0] = 30.0
+
+        def log_density(x: Tensor) -> Tensor:
+            return torch.logaddexp(-0.5 * (x - at).square().sum(1), -0.5 * (x + at).square().sum(1))
+
+        found = _scout.scout(evaluator(log_density, d), Gaussian(-at, torch.eye(d)), seeded(0))
+        assert found is not None
+        assert found.ess_fraction > 0.5
+        x = found.mixtures.law.sample((20_000,), generator=seeded(1))
+        error = 4.0 * (0.25 / 20_000 + 0.25 / (50_000 * found.ess_fraction)) ** 0.5
+        assert float((x[:, 0] > 0.0).double().mean()) == pytest.approx(0.5, abs=error)
+
+    def test_a_target_that_fails_far_away_is_scouted_near(self) -> None:
+        def fails_far(x: Tensor) -> Tensor:
+            return torch.where((x.abs() > 25.0).any(1), torch.nan, two_modes(x))
+
+        found = _scout.scout(evaluator(fails_far, 2), standard(2), seeded(0))
+        assert found is not None
+        assert found.elbo == pytest.approx(math.log(4.0 * math.pi), abs=0.02)
+
     def test_on_a_line(self) -> None:
         found = _scout.scout(evaluator(lambda x: two_modes(torch.cat([x, 0.0 * x], 1)), 1), standard(1), seeded(0))
         assert found is not None

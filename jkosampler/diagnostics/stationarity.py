@@ -62,9 +62,10 @@ def estimate_stationarity(relative_score: np.ndarray, covariance: np.ndarray) ->
     """Relative Fisher information with its standard error; arguments and errors are those of `stationarity`."""
     g = _as_points("relative_score", relative_score)
     c = _as_covariance(covariance, g.shape[1])
-    values = np.einsum("ni,ij,nj->n", g, c, g)
-    n = len(values)
-    return Stationarity(float(values.mean()), float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"))
+    with np.errstate(over="ignore", invalid="ignore"):  # of a law as far off as that it is all that can be said
+        values = np.einsum("ni,ij,nj->n", g, c, g)
+        n = len(values)
+        return Stationarity(float(values.mean()), float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 Algorithms 1 and 2 of Lee, Wang, Li (arXiv 2311.06700). By default a step is solved in three parts: in the whitened
 coordinates of the metric, its best affine map by L-BFGS; on top of that, ridge functions by least squares for the
-step's equation, or else a ResNet potential trained with the path gradient (`step_solver`); and a check of the result on
-particles that took no part (`trial`). Flows with a mobility have a solver of their own (`mobility_step`).
+step's equation, or else a network trained with the path gradient, a ResNet potential in fixed steps and a coupling map
+in adaptive ones (`step_solver`); and a check of the result on particles that took no part (`trial`). Flows with a
+mobility have a solver of their own (`mobility_step`).
 `Lagrangian.as_in_the_paper()` is the algorithm as printed, corrected as in `docs/design.md`.
 """
 
@@ -41,17 +42,19 @@ class Lagrangian(BaseEstimator):
 
     Parameters
     ----------
-    width, depth : int
-        Units and layers of the ResNet potential.
+    width : int, optional
+        Units of each hidden layer; None: 64 of the ResNet potential, 32 of a coupling map.
+    depth : int
+        Layers of the ResNet potential.
     learning_rate : float
         Largest learning rate of Adam; it warms up over a tenth of the iterations and decays to nothing.
     optimizer : {"adam", "lbfgs"}
         Adam on mini-batches, or L-BFGS on one fixed batch (with `gradient="control-variate"` or `"plain"`).
-    batch_size : int
-        Particles of a mini-batch.
+    batch_size : int, optional
+        Particles of a mini-batch; None: 512, and 256 for a coupling map.
     n_iterations : int, optional
-        Iterations of a step; None: 200 where the step size is adaptive, 300 where it is fixed. Steps that fail
-        or stall are given more.
+        Iterations of a step; None: 2000 of a coupling map, else 300 where the step size is fixed and 200 where it is
+        adaptive. Fixed steps that fail are given more; a budget of the fit that would not suffice makes them fewer.
     tolerance : float, optional
         Algorithm 2's stopping rule: end a step when the loss, on the same particles, changes by less than this
         fraction. None: make all iterations.
@@ -61,14 +64,16 @@ class Lagrangian(BaseEstimator):
         N_tau, steps of the ODE's integrator; for `map="ode"`.
     integrator : {"rk4", "heun", "euler"}
         For `map="ode"`.
-    map : {"gradient", "ode"}, optional
-        `x + grad phi` with its exact log determinant, or the neural ODE; None: by dimension.
+    map : {"gradient", "ode", "coupling"}, optional
+        `x + grad phi` with its exact log determinant, the neural ODE, or affine couplings (`maps.CouplingMap`), which
+        have no potential: they end where the law does not change any more, but a fixed step's minimiser they only
+        approximate. None: couplings for adaptive steps in two and more dimensions, else by dimension.
     gradient : {"path", "control-variate", "plain"}, optional
         Estimate of the gradient, see `engines.objectives`; None: "path" for the gradient map, "control-variate"
         for the ODE, "plain" for a start whose density jumps.
     coverage : {"law", "spread"}, optional
         Where a network is trained: at draws of the law, or evenly from its centre to its tails
-        (`Particles.draw_spread`); None: "law", and "spread" for the last adaptive steps, near the target.
+        (`Particles.draw_spread`); None: the law, in adaptive steps a tenth spread.
     n_ridges : int, optional
         Ridge functions of a step that is solved by least squares; None: 64 in fixed steps, where they are trained, and
         100 a dimension, at most 500, in adaptive ones, where they are random; 0: train networks instead.

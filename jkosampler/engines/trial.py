@@ -27,6 +27,7 @@ __all__ = ["Trial", "claim", "contradiction", "escaped", "judge", "stationarity_
 _REFINEMENT = 4  # how much finer the integration is that checks a trained ODE
 _CLAIMS_FROM = 50.0  # effective draws: fewer don't know the error of their evidence
 _CONTRADICTION = 4.0  # standard errors
+_BROKEN = 1e6  # nats: a rise of the energy that says that a network's training broke down; a shorter step may mend it
 _NOWHERE = 1e30  # no target is there: particles that come so far have escaped
 
 
@@ -98,7 +99,10 @@ def judge(state: State, solution: Solution) -> Trial | None:
     outer = solution.map()
     start = state.check.push_all([stage for stage, _ in solution.stages])
     check, outposts = start.push(frame.conjugate(step)), state.outposts.push(outer)
+    trained = solution.method == "network" and not state.control.exact
     if float(check.x.abs().max()) > _NOWHERE:
+        if trained:
+            return None
         raise escaped(state, "the energy falls without end")
     if not all(bool(tensor.isfinite().all()) for tensor in (check.x, check.log_rho, outposts.x, outposts.log_rho)):
         return None
@@ -112,6 +116,8 @@ def judge(state: State, solution: Solution) -> Trial | None:
     if int(inside.sum()) <= check.x.shape[1]:
         return None
     change = (values - state.values)[inside]
+    if trained and float(change.mean()) > _BROKEN:
+        return None
     relief = torch.zeros_like(change)
     if solution.barrier is not None:
         relief = (solution.barrier.at(start.log_rho) - solution.barrier.at(check.log_rho))[inside]

@@ -10,7 +10,7 @@ from oracles import WORKED
 from small_problems import double_well, draw, evaluator, exact_frame, gaussian_law, random_map, seeded
 from torch import Tensor
 
-from jkosampler.energies import KL
+from jkosampler.energies import KL, nothing_used
 from jkosampler.engines.objectives import GRADIENTS, ControlVariate, Objective, PathGradient, Plain, StepProblem
 from jkosampler.engines.training import TrainingResult, TrainingSettings, train
 from jkosampler.errors import ArgumentError
@@ -73,6 +73,35 @@ def test_any_number_of_iterations_is_made(problem: StepProblem, n_iterations: in
     recorder = Recorder(problem)
     assert train(step, recorder, pool(problem), settings, seeded(0)).n_iterations == n_iterations
     assert len(recorder.batches) == n_iterations
+
+
+def test_a_budget_ends_the_training_with_the_learning_rate(problem: StepProblem) -> None:
+    """It is used up after 40 of 1000 looks at it: the last steps are as short as those of a whole training."""
+    looks = 0
+
+    def used() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.2 + 0.8 * looks / 40.0
+
+    step, particles = random_map("gradient", 2), pool(problem)
+    rates: list[float] = []
+    original = torch.optim.Adam.step
+
+    def seen(self: torch.optim.Adam, *arguments: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return original(self, *arguments)
+
+    problem.energy.budget_used = used
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", seen)
+            result = train(step, Plain(problem), particles, replace(SETTINGS, n_iterations=1000), seeded(0))
+    finally:
+        problem.energy.budget_used = nothing_used
+    assert 5 < result.n_iterations < 40
+    assert max(rates) > 0.5 * SETTINGS.learning_rate
+    assert rates[-1] < 0.05 * SETTINGS.learning_rate
 
 
 def test_tolerance_ends_the_training_where_the_loss_stands_still(problem: StepProblem) -> None:
