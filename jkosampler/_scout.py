@@ -15,11 +15,8 @@ import logging
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from jkosampler._mixture_fit import Mixtures, fitted, split, updated, with_shares
@@ -36,7 +33,7 @@ _POPULATION, _PER_DIMENSION, _LARGEST_POPULATION = 1000, 40, 3000
 _WIDER = 30.0  # standard deviations of the start: a second population begins as wide as that
 _STAGES = 60  # at most; a target that needs more is left to the flow
 _MOVES = 3  # of each particle between two temperatures,
-_LAST_MOVES = 20  # and at the target, beside one a dimension
+_LAST_MOVES, _MOST_LAST_MOVES = 20, 70  # and at the target, beside one a dimension
 _ACCEPTED = 0.57  # share of moves that the size of Langevin proposals aims at
 _DRAWS, _DRAWS_PER_DIMENSION, _ROUNDS = 10_000, 1000, 8  # of the mixture, for rounds of importance-weighted EM
 _UPDATES_OF_HALVES = 20
@@ -121,9 +118,9 @@ class _Seen(NamedTuple):
         return (1.0 - beta) * self.start_score + beta * self.target_score
 
 
-def _annealed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Tensor | None:
-    """The annealed population (n, d), None where it takes too many stages."""
-    n = min(_POPULATION + _PER_DIMENSION * start.dim, _LARGEST_POPULATION)
+def _annealed(energy: EnergyEvaluator, start: Law, generator: torch.Generator, share: float = 1.0) -> Tensor | None:
+    """The annealed population (n, d), or a share of it; None where it takes too many stages."""
+    n = int(share * min(_POPULATION + _PER_DIMENSION * start.dim, _LARGEST_POPULATION))
     now = _Seen.at(energy, start, start.sample((n,), generator=generator))
     beta, size = 0.0, 1.0
     if not bool(now.log_target.isfinite().any()):
@@ -135,7 +132,13 @@ def _annealed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -
         beta += _next_rise(log_ratio, 1.0 - beta)
         done = beta >= 1.0 - 1e-12
         now, size = _moved(
-            energy, start, now, min(beta, 1.0), size, _LAST_MOVES + start.dim if done else _MOVES, generator
+            energy,
+            start,
+            now,
+            min(beta, 1.0),
+            size,
+            min(_LAST_MOVES + start.dim, _MOST_LAST_MOVES) if done else _MOVES,
+            generator,
         )
         if done:
             return now.x[now.log_target.isfinite()]
@@ -147,7 +150,7 @@ def _from_afar(energy: EnergyEvaluator, start: Law, generator: torch.Generator) 
     """A population annealed from a much wider Gaussian, if the target can bear it: for modes far from the start."""
     try:
         wide = Gaussian(start.mean, _WIDER**2 * start.covariance)
-        found = _annealed(energy, wide, generator)
+        found = _annealed(energy, wide, generator, share=0.5)
     except (TargetError, ArgumentError, RuntimeError, ValueError) as error:
         logger.info("scouting from a wider start ended early: %s", error)
         return []
@@ -202,8 +205,8 @@ def _drift(now: _Seen, beta: float, covariance: Tensor, size: float) -> Tensor:
 def _connected(energy: EnergyEvaluator, law: Mixtures, base: Tensor) -> bool:
     """Whether one comes from every component to every other without crossing a valley of the target.
 
-    Two components are neighbours where the target does not fall far below both on the line between their means, the
-    coordinates of other blocks being those of the base (d,).
+    The ways are lines between their means, the coordinates of other blocks being those of the base (d,), and a valley
+    is where the target falls far below both ends.
     """
     before = 0
     for block in law.blocks:
@@ -217,10 +220,13 @@ def _connected(energy: EnergyEvaluator, law: Mixtures, base: Tensor) -> bool:
         lines = base.expand(len(first), _BETWEEN, -1).clone()
         lines[:, :, columns] = torch.lerp(means[first].unsqueeze(1), means[second].unsqueeze(1), s.view(1, -1, 1))
         log_target = -energy.potential(lines.reshape(-1, len(base)))[0].reshape(-1, _BETWEEN)
-        fall = torch.minimum(log_target[:, 0], log_target[:, -1]) - log_target.amin(1)
-        near = (fall < _VALLEY).cpu()
-        graph = coo_array((np.ones(int(near.sum())), (first[near].numpy(), second[near].numpy())), shape=(k, k))
-        if int(connected_components(graph, directed=False, return_labels=False)) > 1:
+        # the highest pass on the way from one to the other, which may lead over others
+        height, ends = torch.full((k, k), torch.inf).to(means), torch.empty(k).to(means)
+        ends[first], ends[second] = log_target[:, 0], log_target[:, -1]
+        height[first, second] = height[second, first] = log_target.amin(1)
+        for via in range(k):
+            height = torch.maximum(height, torch.minimum(height[:, via : via + 1], height[via]))
+        if bool((torch.minimum(ends, ends.unsqueeze(1)) - height >= _VALLEY).any()):
             return False
     return True
 

@@ -21,6 +21,7 @@ __all__ = ["GRADIENT_MAP_LIMIT", "default_gradient", "is_like", "map_kind", "net
 
 GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
 _COUPLING_ITERATIONS, _COUPLING_BATCH, _COUPLING_WIDTH = 2000, 256, 32
+_COUPLING_RESAMPLE = 200  # iterations on particles that none has seen before
 _FEWEST_COUPLINGS = 6
 _HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
 
@@ -90,7 +91,7 @@ def training_settings(engine: Lagrangian, control: Control, kind: str, discrepan
         learning_rate=engine.learning_rate * _reach(discrepancy),
         optimizer=engine.optimizer,
         tolerance=engine.tolerance,
-        resample_every=engine.resample_every,
+        resample_every=engine.resample_every or (_COUPLING_RESAMPLE if kind == "coupling" else None),
     )
 
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Solution", "StepSolver", "covering", "trained_part", "unit"]
 
-_MOST_USES = 1  # of each of a network's training points
 _NEGLIGIBLE_GAIN = 1e-6  # nats, or their like: an affine step that leaves less to gain needs no more
 _SOME = 2000  # particles that decide whether the affine map suffices; points of a collocation, at least
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
@@ -295,8 +294,7 @@ class StepSolver:
         return [*self.state.maps, *self.stages]
 
     def _training_points(self, settings: TrainingSettings) -> Particles:
-        drawn = settings.n_iterations * settings.batch_size
-        n = max(self.flow.n_particles, drawn // _MOST_USES)
+        n = max(self.flow.n_particles, min(settings.block, settings.n_iterations) * settings.batch_size)
         n_spread = int({None: _TAIL_SHARE_OF_NETWORKS, "law": 0.0, "spread": 1.0}[self.engine.coverage] * n)
         return covering(self.flow, n - n_spread, n_spread)
 
