@@ -7,8 +7,8 @@ Prints a Markdown table: for every measure the worst of the seeds, what is requi
 fit; fails where a requirement is missed. The targets are those of `tests/reference_targets.py` and, where a folder of
 their data is given, the models of `common/posteriors.py`. Energy distances are sliced, in the half convention, of
 50 000 draws against as many exact ones; the note has that of two exact samples. Experiments named `flow-..` train
-zuko's neural spline flow for as many CPU seconds as our fit took (it must be installed: `pip install zuko`), and run
-only when they are asked for. `--quick` draws fewer.
+zuko's neural spline flow for as many CPU seconds as our fit took (`pip install -c constraints.txt -e '.[peers]'` brings
+it), and run only when they are asked for. `--quick` draws fewer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,18 +26,19 @@ import numpy as np
 import torch
 from common.harness import Benchmark, Experiment
 from common.measures import Measure
-from common.posteriors import MODELS, read_posterior
+from common.posteriors import MODELS, Posterior, read_posterior
 from common.spline_flow import kl_of_spline_flow
 from reference_targets import TARGETS, ReferenceTarget, sliced_energy_distance
 from sklearn.exceptions import ConvergenceWarning
 
 from jkosampler import JKOSampler
+from jkosampler.maps import CouplingMap
 
 SECONDS = 240.0  # of the fit: `max_time`
-MOST_CPU = 300.0  # seconds that a fit may take
+MOST_CPU, MOST_NETWORKS = 300.0, 200.0  # seconds that a fit may take, and networks that a draw may go through
 
 
-def fitted(target: ReferenceTarget, seed: int, quick: bool) -> tuple[JKOSampler, float]:
+def fitted(target: ReferenceTarget | Posterior, seed: int, quick: bool) -> tuple[JKOSampler, float]:
     """`JKOSampler(log_target, dim=d).fit()`, within a budget of time, and its CPU seconds."""
     began = time.process_time()
     with warnings.catch_warnings():
@@ -48,7 +49,15 @@ def fitted(target: ReferenceTarget, seed: int, quick: bool) -> tuple[JKOSampler,
     return sampler, time.process_time() - began
 
 
-def kl_and_ess(sampler: JKOSampler, target: ReferenceTarget, x: np.ndarray, log_q: np.ndarray) -> tuple[float, float]:
+def n_networks(sampler: JKOSampler) -> int:
+    """Networks and affine maps that a draw goes through."""
+    steps = [step.inner for step in sampler._fitted.flow.maps]
+    return sum(len(step.layers) if isinstance(step, CouplingMap) else 1 for step in steps)
+
+
+def kl_and_ess(
+    sampler: JKOSampler, target: ReferenceTarget | Posterior, x: np.ndarray, log_q: np.ndarray
+) -> tuple[float, float]:
     """log Z less the mean log weight, and the effective share of the draws."""
     log_weights = target.log_density(torch.from_numpy(x)).numpy() - log_q
     log_weights = log_weights[np.isfinite(log_weights)]
@@ -60,14 +69,13 @@ def default_fit(
     seed: int,
     quick: bool,
     *,
-    read: partial[ReferenceTarget],
+    read: Callable[[], ReferenceTarget | Posterior],
     distance: float | None = None,
     weight: float | None = None,
     evidence: float | None = None,
     kl: float | None = None,
     ess: float | None = None,
     of_gaussian: float | None = None,
-    has_draws: bool = True,
 ) -> Iterator[Measure]:
     """A default fit, and what it must reach."""
     target = read()
@@ -76,9 +84,10 @@ def default_fit(
         distance = weight = evidence = kl = ess = of_gaussian = None
     note = f"{sampler.n_target_evaluations_} evaluations in {sampler.n_target_calls_} calls"
     yield Measure("CPU seconds of the fit", seconds, MOST_CPU, seconds=seconds, note=note)
+    yield Measure("network evaluations of a draw", n_networks(sampler), MOST_NETWORKS)
     n, rng = 5_000 if quick else 50_000, np.random.default_rng(1000 + seed)
     x, log_q = sampler.sample_with_log_density(n, random_state=seed)
-    if has_draws:
+    if isinstance(target, ReferenceTarget):
         exact = target.draw(n, rng)
         floor = sliced_energy_distance(target.draw(n, rng), exact, rng)
         found = sliced_energy_distance(x, exact, rng)
@@ -91,7 +100,7 @@ def default_fit(
     if of_gaussian is not None and gaussian:
         share = found_kl / gaussian[-1]
         yield Measure("KL over the best Gaussian's", share, of_gaussian, note=f"{gaussian[-1]:.3g} nats")
-    if target.modes is not None:
+    if isinstance(target, ReferenceTarget) and target.modes is not None:
         nearest = np.square(x[:, None] - target.modes[None]).sum(2).argmin(1)
         shares = np.bincount(nearest, minlength=len(target.modes)) / n
         error = float(np.abs(shares - 1.0 / len(target.modes)).max())
@@ -148,23 +157,12 @@ OF_POSTERIORS = {"eight_schools_noncentered": 0.01, "mesquite": 0.015, "kidiq": 
 BESIDE_A_FLOW = ("banana", "bananas3", "chain5", "funnel4", "bananas10", "bananas30", "funnel10")
 
 
-def posterior(folder: Path, name: str) -> ReferenceTarget:
-    """A model of posteriordb, without exact draws."""
-    read = read_posterior(folder, name)
-    return ReferenceTarget(read.dim, read.log_density, read.log_z, no_draws)
-
-
-def no_draws(n: int, rng: np.random.Generator) -> np.ndarray:
-    """There are none."""
-    raise NotImplementedError
-
-
 def experiments(folder: Path | None) -> dict[str, Experiment]:
     """By name; those of posteriordb where there is its folder."""
-    found = {n: Experiment(partial(default_fit, read=partial(TARGETS[n]), **needs)) for n, needs in REQUIRED.items()}
+    found = {n: Experiment(partial(default_fit, read=TARGETS[n], **needs)) for n, needs in REQUIRED.items()}
     if folder is not None:
         for name in MODELS:
-            run = partial(default_fit, read=partial(posterior, folder, name), kl=OF_POSTERIORS[name], has_draws=False)
+            run = partial(default_fit, read=partial(read_posterior, folder, name), kl=OF_POSTERIORS[name])
             found[name] = Experiment(run)
     found["evidence-interval"] = Experiment(evidence_interval, (0,))
     return found | {f"flow-{n}": Experiment(partial(beside_a_spline_flow, name=n)) for n in BESIDE_A_FLOW}
@@ -172,12 +170,11 @@ def experiments(folder: Path | None) -> dict[str, Experiment]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--posteriordb", type=Path)
-    given, rest = parser.parse_known_args()
-    sys.argv[1:] = rest
+    parser.add_argument("--posteriordb", type=Path, metavar="FOLDER", help="of posteriordb's data, for its models")
+    folder = parser.parse_known_args()[0].posteriordb
     Benchmark(
-        "samplers.py",
+        "samplers.py" if folder is None else "samplers.py --posteriordb FOLDER",
         __doc__.splitlines()[0],
-        experiments(given.posteriordb),
-        tuple(f"flow-{n}" for n in BESIDE_A_FLOW),
-    ).main()
+        experiments(folder),
+        on_demand=tuple(f"flow-{n}" for n in BESIDE_A_FLOW),
+    ).main(parser)

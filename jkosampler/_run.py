@@ -17,7 +17,7 @@ from jkosampler._arguments import warn_user
 from jkosampler._inputs import torch_scope
 from jkosampler._result import FitResult
 from jkosampler.diagnostics import evidence
-from jkosampler.energies import EnergyEvaluator, FunctionalEvaluator, nothing_used
+from jkosampler.energies import EnergyEvaluator, FunctionalEvaluator
 
 __all__ = ["Budget", "run"]
 
@@ -46,11 +46,11 @@ class Budget:
             evaluations = self.evaluations + energy.n_evaluations - before
             return max(seconds / (self.max_time or math.inf), evaluations / (self.max_target_evaluations or math.inf))
 
-        energy.budget_used = share_used
+        outside, energy.budget_used = energy.budget_used, share_used
         try:
             yield
         finally:
-            energy.budget_used = nothing_used
+            energy.budget_used = outside
             self.seconds += time.perf_counter() - began
             self.evaluations += energy.n_evaluations - before
 
@@ -88,7 +88,7 @@ def run(fitted: FitResult, n_steps: int | None, budget: Budget, *, exact: bool) 
         state, record = _step(fitted, budget)
         stopped = state.stopped
         if record is None:
-            fitted = fitted.ended(state, stopped or "the engine found no step")
+            fitted = fitted.ended(state, budget.used_up() or stopped or "the engine found no step")
             break
         target, note = fitted.setup.target, fitted.setup.note
         record.ess = evidence(-state.values.cpu().numpy()).ess_fraction if target else float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ _PARTICLES = 16_000
 _PARTICLES_PER_DIMENSION = 400
 _MORE_WITH_MOBILITY = 4  # particles show where a step would leave the allowed densities
 _FEWER_TO_PULL_BACK = 4  # each is moved by inverting a map, or drawn anew by rejection
+_FEW_DIMENSIONS, _NEAR = 3, 0.1  # where collocation costs little; elsewhere it is tried from so many nats on
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
 
 
@@ -306,7 +308,8 @@ def _mobility(sampler: JKOSampler) -> Mobility | None:
 def _control(sampler: JKOSampler, dim: int) -> StepControl:
     threshold = _KL_PER_DIMENSION * dim
     if sampler.step_size is None:
-        return AdaptiveSteps(threshold)
+        near = math.inf if dim <= _FEW_DIMENSIONS else _NEAR
+        return AdaptiveSteps(threshold, collocation_below=near)
     return FixedSteps(float(sampler.step_size), threshold, int(sampler.order))
 
 

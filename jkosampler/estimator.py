@@ -71,12 +71,13 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         With `step_size`: exactly so many steps. Without: at most so many; fewer when the law is stationary
         before. None: until the law is stationary as far as fresh particles can tell.
     max_time : float, optional
-        Budget in seconds spent in the fit; it ends after the step that exceeds it, which it does not interrupt.
+        Budget in seconds spent in the fit. It ends the solution of a step, which is part of the fit if it has brought
+        something all the same.
     max_target_evaluations : int, optional
-        Budget in points that the fit evaluates; it ends after the step that exceeds it. `max_time` and this
-        control what a fit costs. An adaptive fit of a `log_target` looks for separated modes first, which takes some
-        ten thousand evaluations, and several hundred thousand where it finds them; with a budget of less than 500 000,
-        or in single precision, it does not.
+        Budget in points that the fit evaluates, of the same kind. `max_time` and this control what a fit costs. An
+        adaptive fit of a `log_target` looks for separated modes first, for half of the budget at most: that takes a
+        hundred thousand evaluations or two in ten dimensions, and more where it finds some. With a budget of less than
+        500 000, or in single precision, it does not.
     n_particles : int, optional
         Particles that the fit carries; None: 16 000, more in high dimension. Not a number of evaluations: a step
         evaluates the target at them, and at others, as often as it needs.

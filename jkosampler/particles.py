@@ -19,9 +19,16 @@ from torch import Tensor
 from jkosampler.laws import Law
 from jkosampler.maps import Map
 
-__all__ = ["Particles", "calibrated_weights", "enough_for_moments", "gaussian_moments", "weighted_moments"]
+__all__ = [
+    "CALIBRATED_DIMENSIONS",
+    "Particles",
+    "calibrated_weights",
+    "enough_for_moments",
+    "gaussian_moments",
+    "weighted_moments",
+]
 
-_CALIBRATED_DIMENSIONS = 20  # solving for the weights costs O(n d^4)
+CALIBRATED_DIMENSIONS = 20  # solving for the weights costs O(n d^4)
 _REGRESSED_PER_DIMENSION = 50
 _EXACT = 1e-6  # misfit, in standard deviations, of a regression that is exact but for rounding
 _CHUNK = 4096  # rows that a map moves at a time: bounds the memory of Hessians and keeps them in the cache
@@ -126,7 +133,7 @@ def calibrated_weights(
     """
     n, d = particles.x.shape
     equal = torch.full_like(particles.log_rho, 1.0 / n)
-    if particles.score is None or n < _fewest_calibrated(d) or d > _CALIBRATED_DIMENSIONS:
+    if particles.score is None or n < _fewest_calibrated(d) or d > CALIBRATED_DIMENSIONS:
         return equal
     # Standardised coordinates make all conditions of order one.
     deviation, centre = torch.std_mean(particles.x, dim=0)
@@ -148,7 +155,7 @@ def _fewest_calibrated(dim: int) -> int:
 
 def enough_for_moments(dim: int) -> int:
     """So many particles give the affine part of a step, by calibrated weights or, in many dimensions, regression."""
-    return _fewest_calibrated(dim) if dim <= _CALIBRATED_DIMENSIONS else _REGRESSED_PER_DIMENSION * dim
+    return _fewest_calibrated(dim) if dim <= CALIBRATED_DIMENSIONS else _REGRESSED_PER_DIMENSION * dim
 
 
 def gaussian_moments(particles: Particles) -> tuple[Tensor, Tensor] | None:

@@ -50,9 +50,12 @@ class Benchmark:
     ) -> None:
         self.script, self.about, self.experiments, self.on_demand = script, about, experiments, on_demand
 
-    def main(self) -> None:
-        """Run what the command line asks for; exit with a failure where a requirement is missed."""
-        arguments = argparse.ArgumentParser(description=self.about)
+    def main(self, *parents: argparse.ArgumentParser) -> None:
+        """Run what the command line asks for; exit with a failure where a requirement is missed.
+
+        `parents` have options that the script itself reads.
+        """
+        arguments = argparse.ArgumentParser(description=self.about, parents=parents)
         default = [name for name in self.experiments if name not in self.on_demand]
         arguments.add_argument("--only", nargs="*", choices=self.experiments, default=default, metavar="NAME")
         arguments.add_argument("--seeds", type=int, nargs="+", help="default: each experiment's own, mostly 0 1 2")

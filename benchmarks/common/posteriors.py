@@ -26,12 +26,11 @@ LogDensity = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Posterior:
-    """A posterior over R^d: log density (n,) of points (n, d), log of its integral, and what is published of it."""
+    """A posterior over R^d: log density (n,) of points (n, d), and log of its integral."""
 
     dim: int
     log_density: LogDensity
     log_z: float
-    reference: dict[str, Any]
 
 
 def _column(values: Any) -> Tensor:
@@ -117,4 +116,4 @@ def read_posterior(folder: Path, name: str) -> Posterior:
     """The named model with the data in `folder / name`."""
     read = {kind: json.loads((folder / name / f"{kind}.json").read_text()) for kind in ("data", "reference")}
     dim, log_density = MODELS[name](read["data"])
-    return Posterior(dim, log_density, float(read["reference"]["logZ"]), read["reference"])
+    return Posterior(dim, log_density, float(read["reference"]["logZ"]))

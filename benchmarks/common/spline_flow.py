@@ -24,7 +24,7 @@ def kl_of_spline_flow(
 ) -> tuple[float, int]:
     """KL of a flow after so many CPU seconds of training, from n fresh draws, and the evaluations it took.
 
-    Autoregressive, three transforms of eight bins with two hidden layers of 64; Adam, its rate decaying by a cosine.
+    Coupling layers, three transforms of eight bins with two hidden layers of 64; Adam, its rate decaying by a cosine.
     """
     import zuko
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jkosampler.diagnostics.evidence import evidence, tail_error
 from jkosampler.diagnostics.psis import as_log_weights, pareto_k
-from jkosampler.diagnostics.report import NEARLY_EQUAL, REFIT, REWEIGHT, TAIL_WARNING, Report, k_threshold, listed
+from jkosampler.diagnostics.report import REFIT, REWEIGHT, TAIL_WARNING, Report, k_threshold, listed, nearly_equal
 from jkosampler.diagnostics.stationarity import Stationarity
 from jkosampler.errors import ArgumentError
 
@@ -61,7 +61,7 @@ def report_from_log_weights(
     heavy = not k_hat < k_threshold(found.n)
     value, standard_error = _with_error(stationarity)
     notes = [*warnings, *_notes(values, n_undefined, missing_evidence)]
-    if heavy and largest < NEARLY_EQUAL:
+    if heavy and nearly_equal(largest, k_hat):
         notes.append(TAIL_WARNING)
     return Report(
         n=found.n,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["NEARLY_EQUAL", "REFIT", "REWEIGHT", "TAIL_WARNING", "Report", "k_threshold", "listed"]
+__all__ = ["REFIT", "REWEIGHT", "TAIL_WARNING", "Report", "k_threshold", "listed", "nearly_equal"]
 
 # Bias of unweighted means of a third of a standard deviation; beyond three, the draws are not it.
 _GOOD_FRACTION, _BAD_FRACTION = 0.9, 0.1
@@ -29,8 +29,9 @@ _GOOD_FRACTION, _BAD_FRACTION = 0.9, 0.1
 # standard deviation (root mean square over the coordinates).
 _STATIONARY_PER_DIM, _FAR_PER_DIM = 0.1, 0.25
 # k-hat has no scale: where no draw has more than so many times the mean weight, a heavy tail has not yet taken part
-# in the averages, and k-hat speaks only of what lies beyond the draws.
-NEARLY_EQUAL = 2.0
+# in the averages, and k-hat speaks only of what lies beyond the draws. From k-hat 1 on, where that may be most of the
+# mass, they must be closer.
+_NEARLY_EQUAL, _NEARLY_EQUAL_FROM_ONE = 2.0, 1.05
 _BLIND_SPOT = (
     "No number here sees a mode that nothing has reached: compare the log evidence of a fit with a wider `initial` "
     "or another `random_state`."
@@ -52,8 +53,9 @@ class Report:
     There are three verdicts, the first reason that applies deciding:
 
     * "do not trust these draws": k-hat not below `pareto_k_threshold` (unless the weights are nearly equal, the
-      largest below twice the mean), `ess_fraction` below 0.1, `stationarity` above 0.25 `dim` (unless it is noise
-      and `ess_fraction` at least 0.9), `missing_evidence`, or more than a tenth of the draws undefined;
+      largest below twice the mean, or below 1.05 times it where k-hat is 1 or more), `ess_fraction` below 0.1,
+      `stationarity` above 0.25 `dim` (unless it is noise and `ess_fraction` at least 0.9), `missing_evidence`, or
+      more than a tenth of the draws undefined;
     * "use with care": `ess_fraction` below 0.9, not `converged`, `stationarity` above 0.1 `dim`, any draw
       undefined, or any warning but that of nearly equal weights with a high k-hat;
     * "trust these draws" else; "for means and quantiles" when the weights are nearly equal with a high k-hat.
@@ -72,7 +74,8 @@ class Report:
     elbo, elbo_se : float
         Evidence lower bound and its standard error; -inf and NaN when a draw has weight zero.
     largest_weight : float
-        The largest importance weight over the mean one; below 2, the weights count as nearly equal.
+        The largest importance weight over the mean one; below 2 (1.05 from a k-hat of 1 on), the weights count as
+        nearly equal.
     stationarity, stationarity_se : float
         Relative Fisher information in the metric `E[s s']^-1` of the law's score s, 0 at the target, and its standard
         error; NaN when not computed. Where the error is more than half the value, a few draws decide it, and it counts
@@ -184,7 +187,7 @@ class Report:
         return not self.pareto_k < self.pareto_k_threshold
 
     def _nearly_equal(self) -> bool:
-        return self.largest_weight < NEARLY_EQUAL
+        return nearly_equal(self.largest_weight, self.pareto_k)
 
     def _is_noise(self) -> bool:
         return self.stationarity_se > 0.5 * self.stationarity
@@ -238,6 +241,11 @@ class Report:
 
     def _value_and_error(self) -> str:
         return f"{_number(self.stationarity)} +/- {self.stationarity_se:.2g}"
+
+
+def nearly_equal(largest_weight: float, k_hat: float) -> bool:
+    """Whether a high k-hat says nothing of the draws themselves, the largest weight being given over the mean one."""
+    return largest_weight < (_NEARLY_EQUAL if k_hat < 1.0 else _NEARLY_EQUAL_FROM_ONE)
 
 
 def k_threshold(n: int) -> float:

@@ -12,7 +12,7 @@ energy is a subclass of `InternalEnergy`, or `Internal(U)` for a function of the
 
 from __future__ import annotations
 
-from jkosampler.energies.evaluator import EnergyEvaluator, Field, nothing_used
+from jkosampler.energies.evaluator import EnergyEvaluator, Field
 from jkosampler.energies.functional_evaluator import FunctionalEvaluator, Integrand
 from jkosampler.energies.functionals import AllenCahn, Dirichlet, L2Functional
 from jkosampler.energies.interaction import Interaction
@@ -34,5 +34,4 @@ __all__ = [
     "L2Functional",
     "Potential",
     "Power",
-    "nothing_used",
 ]

@@ -14,7 +14,7 @@ from jkosampler.energies.terms import KL, Energy, Entropy, InternalEnergy, Poten
 from jkosampler.errors import ArgumentError
 from jkosampler.targets import TargetEvaluator
 
-__all__ = ["EnergyEvaluator", "Field", "nothing_used"]
+__all__ = ["EnergyEvaluator", "Field"]
 
 
 class Field(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jkosampler.engines.objectives import StepProblem
 from jkosampler.errors import TargetGradientError, TargetValueError
-from jkosampler.particles import Particles, gaussian_moments, weighted_moments
+from jkosampler.particles import CALIBRATED_DIMENSIONS, Particles, gaussian_moments, weighted_moments
 from jkosampler.potentials import ResNetPotential
 
 __all__ = ["AffineSolution", "set_affine", "solve_affine"]
@@ -50,12 +50,6 @@ class AffineSolution(NamedTuple):
         mean_growth = torch.where(rates.abs() < 1e-8, 1.0 + 0.5 * rates, torch.expm1(rates) / rates)
         return axes @ ((axes.mT @ self.shift) / mean_growth)
 
-    def potential(self, dtype: torch.dtype) -> ResNetPotential:
-        """The potential without a network whose gradient map is T."""
-        potential = ResNetPotential(len(self.shift), depth=0, dtype=dtype, device=self.shift.device)
-        set_affine(potential, *self.displacement)
-        return potential
-
     @classmethod
     def identity(cls, like: Tensor) -> AffineSolution:
         """No motion of particles (n, d)."""
@@ -84,7 +78,7 @@ def solve_affine(problem: StepProblem, particles: Particles, weights: Tensor, *,
     guess = _gaussian_step(problem, particles, weights, gradient) if np.isfinite(objective.first) else None
     if guess is not None:
         objective(objective.pack(*guess))
-    if guess is None or objective.decrease <= 0.0 or _calibrated(weights):
+    if guess is None or objective.decrease <= 0.0 or objective.dim <= CALIBRATED_DIMENSIONS:
         minimize(
             objective,
             objective.best_at,
@@ -103,9 +97,9 @@ def _gaussian_step(
     """Q and b of the exact step of a Gaussian of these moments in the mean quadratic potential: a guess.
 
     Stein's identity `E[grad V s'] = -E[hess V]` gives the mean Hessian H. With k the stiffness, p the pressure and S
-    the covariance, the step's matrix solves `(k + H) K = k + p (S K)^-1`, a Riccati equation for K^-1. Without
-    calibrated weights the moments of a Gaussian law come from its score, and H from the regression of grad V on x,
-    both exact for a quadratic V.
+    the covariance, the step's matrix solves `(k + H) K = k + p (S K)^-1`, a Riccati equation for K^-1. In many
+    dimensions, where weights are not calibrated, the moments of a Gaussian law come from its score, and H from the
+    regression of grad V on x, both exact for a quadratic V.
     """
     pressure = float(weights @ problem.energy.pressure_per_mass(particles.log_rho))
     if particles.score is None or not pressure > 0.0:
@@ -115,7 +109,7 @@ def _gaussian_step(
     mean, covariance = weighted_moments(z, weights)
     slope = weights @ gradient
     hessian = -(gradient * weights.unsqueeze(-1)).mT @ score
-    known = None if _calibrated(weights) else gaussian_moments(particles)
+    known = gaussian_moments(particles) if len(mean) > CALIBRATED_DIMENSIONS else None
     if known is not None and bool(gradient.isfinite().all()):
         hessian = torch.linalg.solve(covariance, (z - mean).mT @ ((gradient - slope) * weights.unsqueeze(-1))).mT
         slope = slope + hessian @ (known[0].double() - mean)
@@ -129,11 +123,6 @@ def _gaussian_step(
     matrix = root @ inverse @ root
     moved = mean - _of_symmetric(lambda h: 1.0 / (k + h.clamp(min=0.0)), hessian) @ slope
     return _of_symmetric(lambda m: m.clamp(min=1e-12).log(), matrix), moved - matrix @ mean
-
-
-def _calibrated(weights: Tensor) -> bool:
-    """Whether weights (n,) are not all equal."""
-    return bool((weights != weights[0]).any())
 
 
 def _of_symmetric(function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:

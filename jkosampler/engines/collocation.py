@@ -103,9 +103,11 @@ def train_ridges(equation: StepEquation, *, max_iterations: int, enough: float =
 
 
 def _gauss_newton(equation: StepEquation, start: Linearised, max_iterations: int) -> tuple[Linearised, int]:
-    """Sweeps until they bring little, and how many."""
+    """Sweeps until they bring little or the budget of the fit is used up, and how many."""
     now = equation.priced(start)
     for sweep in range(max_iterations):
+        if equation.problem.energy.budget_used() >= 1.0:
+            return now, sweep
         step, promised = _gauss_newton_step(equation, now)
         better = _line_search(equation, now, step) if promised < _WORTHWHILE * now.value else None
         if better is None:

@@ -59,7 +59,8 @@ class Lagrangian(BaseEstimator):
         Algorithm 2's stopping rule: end a step when the loss, on the same particles, changes by less than this
         fraction. None: make all iterations.
     resample_every : int, optional
-        Draw the training particles anew after this many iterations (C of Algorithm 2); None: carry them along.
+        Draw the training particles anew after this many iterations (C of Algorithm 2); None: carry them along, but
+        200 for a coupling map.
     inner_steps : int
         N_tau, steps of the ODE's integrator; for `map="ode"`.
     integrator : {"rk4", "heun", "euler"}
@@ -152,11 +153,13 @@ class Lagrangian(BaseEstimator):
     def init(self, flow: GradientFlow) -> State:
         """Draw the particles and evaluate the energy where they start."""
         self._check_settings()
-        if flow.order > 1 and map_kind(self, flow.law.dim, exact=True) == "ode":
+        if flow.order > 1 and map_kind(self, flow.law.dim, exact=True) != "gradient":
             raise ArgumentError(
-                f"order={flow.order}: a step of second order goes on along straight lines, which the ODE map has not; "
-                "give engine=engines.Lagrangian(map='gradient')."
+                f"order={flow.order}: a step of second order goes on along straight lines, which only the gradient map "
+                "has; give engine=engines.Lagrangian(map='gradient')."
             )
+        if self.map == "coupling" and flow.law.dim == 1:
+            raise ArgumentError("map='coupling' moves coordinates by what others say; in one dimension leave map out.")
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
         check = Particles.draw(flow.law, _CHECK_PARTICLES, flow.generator)
         outposts = Particles.draw(flow.law, self.n_outposts, flow.generator).without_score()
@@ -228,9 +231,7 @@ class Lagrangian(BaseEstimator):
             logger.info("step %d by %s rejected at tau=%.3g", len(state.maps) + 1, control.method, control.tau)
             rejected += 1
             if state.flow.energy.budget_used() >= 1.0:
-                return replace(
-                    state, stopped="the budget was used up during a step, which is not part of the fit"
-                ), None
+                return state, None  # what a step cut short has not brought is left out
             control = state.flow.control.after_reject(control, state.discrepancy)
         if trouble is not None:
             raise trouble

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["GRADIENT_MAP_LIMIT", "default_gradient", "is_like", "map_kind", "network_map", "training_settings"]
 
 GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
+_WIDTH, _BATCH = 64, 512
 _COUPLING_ITERATIONS, _COUPLING_BATCH, _COUPLING_WIDTH = 2000, 256, 32
 _COUPLING_RESAMPLE = 200  # iterations on particles that none has seen before
 _FEWEST_COUPLINGS = 6
@@ -65,7 +66,7 @@ def network_map(
     ode = kind == "ode"
     potential = ResNetPotential(
         d,
-        width=engine.width or 64,
+        width=engine.width or _WIDTH,
         depth=engine.depth,
         time_input=ode,
         generator=generator,
@@ -87,7 +88,7 @@ def training_settings(engine: Lagrangian, control: Control, kind: str, discrepan
     usual = _COUPLING_ITERATIONS if kind == "coupling" else 300 if control.exact else 200
     return TrainingSettings(
         n_iterations=control.effort * (engine.n_iterations or usual),
-        batch_size=engine.batch_size or (_COUPLING_BATCH if kind == "coupling" else 512),
+        batch_size=engine.batch_size or (_COUPLING_BATCH if kind == "coupling" else _BATCH),
         learning_rate=engine.learning_rate * _reach(discrepancy),
         optimizer=engine.optimizer,
         tolerance=engine.tolerance,

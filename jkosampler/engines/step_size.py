@@ -18,7 +18,6 @@ _RESOLUTION = 10.0  # a fit that can't get on has converged to its maps' resolut
 _TAILS_FROM = 70.0  # so many thresholds from the target, the tails are worth their share of the points
 _FAIR_SHARE = 0.5  # of the discrepancy: a collocation step that leaves more has met the limit of its functions
 _TRY_AGAIN = 0.25  # of the discrepancy at which collocation failed: nearer than that it may work
-_COLLOCATION_FIRST = 0.1  # nats: farther from the target random ridges have rarely solved a step
 _NEGLIGIBLE = 1e-4  # of the threshold: no use of a law can tell what is left
 _SHORTER = 1e-3  # of a network step that was rejected
 _EXACT = 1e-2  # of the threshold: what affine steps leave only of a Gaussian
@@ -46,7 +45,7 @@ class Control:
     failures: int = 0
     stalled: int = 0
     best: float = math.inf
-    collocation_below: float = _COLLOCATION_FIRST
+    collocation_below: float = math.inf
 
 
 class Judgement(NamedTuple):
@@ -160,10 +159,12 @@ class AdaptiveSteps:
     """Growing affine steps, then growing steps of other maps, until the discrepancy is below a threshold.
 
     Step sizes are those of whitened coordinates, where one unit of flow time is the time of a Gaussian's relaxation.
-    Networks take steps so long that the way there costs nothing, unless these fail.
+    Networks take steps so long that the way there costs nothing, unless these fail. Collocation is tried where the
+    discrepancy is below `collocation_below` (nats).
     """
 
     threshold: float
+    collocation_below: float = math.inf
     first_tau: float = 0.1
     second_tau: float = 1.0
     largest_affine_tau: float = 10.0
@@ -173,7 +174,7 @@ class AdaptiveSteps:
     network_retries: int = 2
 
     def first(self) -> Control:
-        return Control(self.first_tau, "affine")
+        return Control(self.first_tau, "affine", collocation_below=self.collocation_below)
 
     def accepts(self, control: Control, seen: Judgement) -> bool:
         """The energy must not rise beyond its Monte Carlo error, and either measure must show progress.

@@ -75,6 +75,19 @@ class CouplingMap(Map):
             log_det = log_det + change
         return y, log_det
 
+    def transport(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """With the cost `|T(x) - x|^2` of the straight way, the least of all."""
+        y, log_det = self(x)
+        return y, log_det, (y - x).square().sum(1)
+
+    def initial_velocity(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All layers set out at once: the sum of their displacements."""
+        velocity, divergence = torch.zeros_like(x), torch.zeros_like(x[:, 0])
+        for layer in self._couplings():
+            y, scale = layer.displaced(x)
+            velocity, divergence = velocity + y - x, divergence + torch.expm1(scale).sum(1)
+        return velocity, divergence
+
     @torch.no_grad()
     def push(self, x: Tensor, score: Tensor) -> Pushed:
         log_det = torch.zeros_like(x[:, 0])
@@ -128,16 +141,16 @@ class _Coupling(nn.Module):
         self.constant = nn.Parameter(torch.zeros(2 * b, dtype=torch.float64))
 
     def forward(self, x: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-        scale, shift = self._scale_and_shift(x[:, self.kept])
-        if fraction != 1.0:
-            scale, shift = torch.log1p(fraction * torch.expm1(scale)), fraction * shift
-        y = x.index_copy(1, self.moved, x[:, self.moved] * scale.exp() + shift)
+        y, scale = self.displaced(x, fraction)
         return y, scale.sum(1)
 
+    def displaced(self, x: Tensor, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
+        """y (n, d), and s (n, b)."""
+        scale, shift = self._scale_and_shift(x[:, self.kept], fraction)
+        return x.index_copy(1, self.moved, x[:, self.moved] * scale.exp() + shift), scale
+
     def inverse(self, y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-        scale, shift = self._scale_and_shift(y[:, self.kept])
-        if fraction != 1.0:
-            scale, shift = torch.log1p(fraction * torch.expm1(scale)), fraction * shift
+        scale, shift = self._scale_and_shift(y[:, self.kept], fraction)
         x = y.index_copy(1, self.moved, (y[:, self.moved] - shift) * (-scale).exp())
         return x, -scale.sum(1)
 
@@ -163,8 +176,9 @@ class _Coupling(nn.Module):
         score = torch.empty_like(score).index_copy(1, self.moved, after).index_copy(1, self.kept, at_kept)
         return Pushed(y, scale.sum(1), score)
 
-    def _scale_and_shift(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _scale_and_shift(self, kept: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         hidden = silu(torch.addmm(self.first_bias, kept, self.first))
         hidden = silu(torch.addmm(self.second_bias, hidden, self.second))
         scale, shift = (torch.addmm(self.constant, hidden, self.last) + kept @ self.linear).chunk(2, dim=1)
-        return _LARGEST * torch.tanh(scale / _LARGEST), shift
+        scale = _LARGEST * torch.tanh(scale / _LARGEST)
+        return (scale, shift) if fraction == 1.0 else (torch.log1p(fraction * torch.expm1(scale)), fraction * shift)

@@ -135,12 +135,17 @@ def test_high_k_of_nearly_equal_weights_leaves_means_and_quantiles():
     assert "use with care" in changed(pareto_k=0.9, largest_weight=1.1, converged=False).verdict
 
 
-def weights_with_a_hidden_tail(n, seed=0):
-    """Weights of mean one, 1 + a s^(-3/2) up to a constant, s uniform, bounded below s = 1e-8.
+def test_k_from_one_on_needs_weights_that_are_closer():
+    assert changed(pareto_k=1.4, largest_weight=1.04).trustworthy
+    assert "do not trust" in changed(pareto_k=1.4, largest_weight=1.06).verdict
 
-    Of their mean, 3 % lies where s < 1e-6, which 4000 draws don't see: of those, hardly a weight differs from another.
+
+def weights_with_a_hidden_tail(n, seed=0):
+    """Weights of mean one, 1 + a s^(-3/2) up to a constant, s uniform, bounded below s = 1e-10.
+
+    Of their mean, 3 % lies where s < 1e-7, which 4000 draws don't see: of those, hardly a weight differs from another.
     """
-    a, floor = 1e-6, 1e-8
+    a, floor = 1e-7, 1e-10
     mean = 1 + 2 * a * (floor**-0.5 - 1) + a * floor**-0.5
     s = np.maximum(np.random.default_rng(seed).uniform(size=n), floor)
     return np.log1p(a * s**-1.5) - np.log(mean)
@@ -151,7 +156,7 @@ def test_tails_that_the_draws_miss_are_said_and_the_error_of_the_evidence_is_wit
     log_weights = weights_with_a_hidden_tail(4000)
     report = report_from_log_weights(log_weights, stationarity=0.001, converged=True, dim=1)
     assert report.log_evidence < -100 * evidence(log_weights).log_evidence_se
-    assert report.largest_weight < 2
+    assert report.largest_weight < 1.05
     assert report.pareto_k > 1
     assert report.log_evidence_se == inf
     assert "+/- unknown, not certified: see k-hat\n" in str(report)

@@ -102,7 +102,7 @@ def test_laws_between_the_stages_are_laws() -> None:
 def test_what_second_order_needs() -> None:
     with pytest.raises(ArgumentError, match=r"order=2 .* give step_size"):
         fit(WORKED, order=2)
-    with pytest.raises(ArgumentError, match="straight lines, which the ODE map has not"):
+    with pytest.raises(ArgumentError, match="straight lines, which only the gradient map"):
         fit(WORKED, order=2, step_size=0.1, n_steps=1, engine=engines.Lagrangian(map="ode"))
     assert torch.get_default_dtype() == torch.float32  # nothing global was touched on the way
 

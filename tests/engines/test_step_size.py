@@ -101,9 +101,9 @@ class TestFixedSteps:
 
 
 class TestAdaptiveSteps:
-    policy = AdaptiveSteps(threshold=1e-3)
-    affine = Control(tau=0.1, method="affine")
-    collocation = Control(tau=1.0, method="collocation", best=0.5, collocation_below=math.inf)
+    policy = AdaptiveSteps(threshold=1e-3, collocation_below=0.1)
+    affine = Control(tau=0.1, method="affine", collocation_below=0.1)
+    collocation = Control(tau=1.0, method="collocation", best=0.5)
     network = Control(tau=1.0, method="network", best=0.5, collocation_below=0.01)
 
     def test_begins_with_a_short_affine_step(self) -> None:
@@ -145,9 +145,9 @@ class TestAdaptiveSteps:
     def test_long_affine_steps_that_bring_nothing_end_the_stage(self) -> None:
         last = replace(self.affine, tau=2.7, best=0.9)
         near = self.policy.after_accept(last, seen(-0.03, discrepancy=0.07))
-        assert near == Control(self.policy.second_tau, "collocation", best=0.07, tails=True)
+        assert near == Control(self.policy.second_tau, "collocation", best=0.07, tails=True, collocation_below=0.1)
         far = self.policy.after_accept(last, seen(-0.03, discrepancy=0.7))
-        assert far == Control(self.policy.largest_tau, "network", best=0.7)
+        assert far == Control(self.policy.largest_tau, "network", best=0.7, collocation_below=0.1)
 
     def test_rejected_affine_steps_are_shortened_and_then_left_to_other_maps(self) -> None:
         control: Control | None = replace(self.affine, tau=6.4, best=0.7)
@@ -156,7 +156,7 @@ class TestAdaptiveSteps:
             tried.append(control.tau)
             control = self.policy.after_reject(control, 0.5)
         assert tried == pytest.approx([6.4, 1.6, 0.4, 0.1])
-        assert control == Control(self.policy.largest_tau, "network", best=0.7)
+        assert control == Control(self.policy.largest_tau, "network", best=0.7, collocation_below=0.1)
 
     def test_collocation_grows_tenfold_while_it_halves_the_discrepancy(self) -> None:
         after = self.policy.after_accept(self.collocation, seen(-1.0, discrepancy=0.2))

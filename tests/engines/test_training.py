@@ -10,7 +10,7 @@ from oracles import WORKED
 from small_problems import double_well, draw, evaluator, exact_frame, gaussian_law, random_map, seeded
 from torch import Tensor
 
-from jkosampler.energies import KL, nothing_used
+from jkosampler.energies import KL
 from jkosampler.engines.objectives import GRADIENTS, ControlVariate, Objective, PathGradient, Plain, StepProblem
 from jkosampler.engines.training import TrainingResult, TrainingSettings, train
 from jkosampler.errors import ArgumentError
@@ -92,13 +92,10 @@ def test_a_budget_ends_the_training_with_the_learning_rate(problem: StepProblem)
         rates.append(self.param_groups[0]["lr"])
         return original(self, *arguments)
 
-    problem.energy.budget_used = used
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.optim.Adam, "step", seen)
-            result = train(step, Plain(problem), particles, replace(SETTINGS, n_iterations=1000), seeded(0))
-    finally:
-        problem.energy.budget_used = nothing_used
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", seen)
+        patch.setattr(problem.energy, "budget_used", used)
+        result = train(step, Plain(problem), particles, replace(SETTINGS, n_iterations=1000), seeded(0))
     assert 5 < result.n_iterations < 40
     assert max(rates) > 0.5 * SETTINGS.learning_rate
     assert rates[-1] < 0.05 * SETTINGS.learning_rate

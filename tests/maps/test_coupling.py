@@ -65,6 +65,19 @@ def test_scores_follow_the_jacobian(d: int, n_layers: int) -> None:
         torch.testing.assert_close(turn.mT @ after, before - slope, atol=1e-8, rtol=1e-8)
 
 
+@CASES
+def test_the_initial_velocity_is_the_slope_of_the_way(d: int, n_layers: int) -> None:
+    step, x, h = trained(d, n_layers), points(d), 1e-6
+    with torch.no_grad():
+        velocity, divergence = step.initial_velocity(x)
+        ahead, log_det = step(x, h)
+        moved, whole, cost = step.transport(x)
+    torch.testing.assert_close(velocity, (ahead - x) / h, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(divergence, log_det / h, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cost, (moved - x).square().sum(1))
+    torch.testing.assert_close(whole, step(x)[1].detach())
+
+
 def test_it_begins_as_the_identity() -> None:
     x = points(4)
     y, log_det = CouplingMap(4, 6, 8, generator=seeded(0))(x)
