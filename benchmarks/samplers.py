@@ -151,7 +151,8 @@ REQUIRED: dict[str, dict[str, float]] = {
     "funnel10": {"distance": 3e-3, "kl": 0.02},
     "manywell32": {"evidence": 0.1, "ess": 0.5},
     "gaussian100": {"kl": 0.05},
-    "chain100": {"of_gaussian": 0.5},
+    "bananas-chain100": {"of_gaussian": 0.5},
+    "sine-chain100": {},
 }
 OF_POSTERIORS = {"eight_schools_noncentered": 0.01, "mesquite": 0.015, "kidiq": 0.01, "arK": 0.01, "wells": 0.01}
 BESIDE_A_FLOW = ("banana", "bananas3", "chain5", "funnel4", "bananas10", "bananas30", "funnel10")

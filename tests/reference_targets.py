@@ -104,10 +104,15 @@ def bent_chain(d: int, bend: Callable[[Any], Any], noise: float = 0.5) -> Refere
     def draw(n: int, rng: np.random.Generator) -> np.ndarray:
         x = rng.standard_normal((n, d))
         for i in range(1, d):
-            x[:, i] = bend(torch.from_numpy(x[:, i - 1])).numpy() + noise * x[:, i]
+            x[:, i] = np.asarray(bend(torch.from_numpy(x[:, i - 1]))) + noise * x[:, i]
         return x
 
     return ReferenceTarget(d, log_density, 0.0, draw)
+
+
+def hyperbola(x: Tensor) -> Tensor:
+    """A banana's bend, `x^2 - 1/2` in the middle, whose arms become straight: chains of it don't run away."""
+    return 0.5 * (1.0 + 4.0 * x.square()).sqrt() - 1.0
 
 
 def bananas(pairs: int) -> ReferenceTarget:
@@ -155,6 +160,15 @@ def student_mixture() -> ReferenceTarget:
     return ReferenceTarget(d, log_density, 0.0, draw, centres)
 
 
+def cauchy() -> ReferenceTarget:
+    """Two independent coordinates with density 1 / (pi (1 + x^2))."""
+
+    def log_density(x: Tensor) -> Tensor:
+        return -torch.log1p(x.square()).sum(1)
+
+    return ReferenceTarget(2, log_density, 2.0 * math.log(math.pi), lambda n, rng: rng.standard_cauchy((n, 2)))
+
+
 TARGETS: dict[str, Callable[[], ReferenceTarget]] = {
     "shifted8modes": lambda: eight_modes(0.01),
     "shifted8peaky": lambda: eight_modes(0.005),
@@ -167,10 +181,13 @@ TARGETS: dict[str, Callable[[], ReferenceTarget]] = {
     "chain5": lambda: bent_chain(5, lambda x: torch.sin(1.5 * x)),
     "funnel4": lambda: funnel(4, 2.0),
     "bananas30": lambda: bananas(15),
-    "chain100": lambda: bent_chain(100, lambda x: torch.sin(1.5 * x)),
+    "bananas-chain100": lambda: bent_chain(100, hyperbola),
+    "sine-chain100": lambda: bent_chain(100, lambda x: torch.sin(1.5 * x)),  # has two states between which it jumps
     "gaussian100": lambda: stretched_gaussian(100, 1e6),
     "manywell32": many_wells,
     "mos_2d": student_mixture,
+    "cauchy": cauchy,
+    "two-modes": lambda: equal_gaussians(np.array([[-8.0, 0.0, 0.0, 0.0], [8.0, 0.0, 0.0, 0.0]]), 1.0),
 }
 
 

@@ -30,7 +30,10 @@ def test_many_wells_constant() -> None:
     assert TARGETS["manywell32"]().log_z == pytest.approx(164.6956753132, abs=1e-8)
 
 
-@pytest.mark.parametrize("name", [*CHECKS, "banana", "bananas3", "bananas10", "chain5", "gaussian100"])
+@pytest.mark.parametrize(
+    "name",
+    [*CHECKS, "banana", "bananas3", "bananas10", "chain5", "gaussian100", "bananas-chain100", "cauchy", "two-modes"],
+)
 def test_draws_have_the_density(name: str) -> None:
     """E[q / p] = 1 over draws of p, for the law q of the same target shifted a little."""
     target, rng = TARGETS[name](), np.random.default_rng(0)

@@ -18,7 +18,7 @@ import torch
 
 from common.measures import Measure
 
-__all__ = ["Benchmark", "Experiment"]
+__all__ = ["Benchmark", "Experiment", "Record"]
 
 Record = dict[str, Any]
 HEADER = ("experiment", "measure", "required", "aim", "measured", "", "worst seed", "CPU s", "note", "command")
@@ -43,12 +43,20 @@ class Benchmark:
     experiments : dict
     on_demand : collection of str
         Those that only `--only` runs.
+    summary : callable, optional
+        What follows the table, from all records.
     """
 
     def __init__(
-        self, script: str, about: str, experiments: dict[str, Experiment], on_demand: tuple[str, ...] = ()
+        self,
+        script: str,
+        about: str,
+        experiments: dict[str, Experiment],
+        on_demand: tuple[str, ...] = (),
+        summary: Callable[[list[Record]], str] | None = None,
     ) -> None:
         self.script, self.about, self.experiments, self.on_demand = script, about, experiments, on_demand
+        self.summary = summary
 
     def main(self, *parents: argparse.ArgumentParser) -> None:
         """Run what the command line asks for; exit with a failure where a requirement is missed.
@@ -73,8 +81,10 @@ class Benchmark:
             records = [one for one in records if one["experiment"] != name] + measured
             if chosen.json:
                 write(chosen.json, json.dumps(records, indent=1) + "\n")
+        summary = "" if self.summary is None else f"\n{self.summary(records)}\n"
+        print(summary, end="")
         if chosen.markdown:
-            write(chosen.markdown, self.table(records) + "\n")
+            write(chosen.markdown, f"{self.table(records)}\n{summary}")
         missed = [one for one in worst_of(records) if not one["passes"] and one["experiment"] in chosen.only]
         sys.exit(f"{len(missed)} requirements were missed" if missed else 0)
 
