@@ -7,8 +7,8 @@ Prints a Markdown table: for every measure the worst of the seeds, what is requi
 fit; fails where a requirement is missed. The targets are those of `tests/reference_targets.py` and, where a folder of
 their data is given, the models of `common/posteriors.py`. Energy distances are sliced, in the half convention, of
 50 000 draws against as many exact ones; the note has that of two exact samples. Experiments named `flow-..` train
-zuko's neural spline flow for as many CPU seconds as our fit took (`pip install -c constraints.txt -e '.[peers]'` brings
-it), and run only when they are asked for. `--quick` draws fewer.
+zuko's neural spline flow for as many CPU seconds as our fit took; `peers-..` run what else one would take. They need
+`pip install -c constraints.txt -e '.[peers]'`, and run only when they are asked for. `--quick` draws fewer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from common.harness import Benchmark, Experiment
 from common.measures import Measure
+from common.peers import PEERS, run_peer
 from common.posteriors import MODELS, Posterior, read_posterior
 from common.spline_flow import kl_of_spline_flow
 from reference_targets import TARGETS, ReferenceTarget, sliced_energy_distance
@@ -122,6 +123,31 @@ def beside_a_spline_flow(seed: int, quick: bool, *, name: str) -> Iterator[Measu
     yield Measure("KL over the flow's", max(ours, noise) / max(flow, noise), None if quick else 2.0)
 
 
+def beside_peers(seed: int, quick: bool, *, read: Callable[[], ReferenceTarget | Posterior]) -> Iterator[Measure]:
+    """Energy distance of 10 000 draws in standardised coordinates: of exact ones, of ours, and of others' samplers."""
+    target, n, rng = read(), 1_000 if quick else 10_000, np.random.default_rng(1000 + seed)
+    if target.draw is None:
+        raise ValueError("this target has no exact draws")
+    exact, others = target.draw(n, rng), target.draw(n, rng)
+    deviation = exact.std(0)
+
+    def distance(x: np.ndarray) -> float:
+        return sliced_energy_distance(x / deviation, exact / deviation, np.random.default_rng(seed))
+
+    yield Measure("energy distance of exact draws", distance(others))
+    sampler, seconds = fitted(target, seed, quick)
+    cost = f"{sampler.n_target_evaluations_} evaluations in {sampler.n_target_calls_} calls"
+    x = sampler.sample(n, random_state=seed)
+    note = f"{cost}, log evidence {sampler.log_evidence_ - target.log_z:+.2g}"
+    yield Measure("energy distance of ours", distance(x), seconds=seconds, note=note)
+    for name in PEERS:
+        found = run_peer(name, target.log_density, target.dim, n, seed)
+        note = f"{found.n_evaluations} evaluations in {found.n_calls} calls"
+        if np.isfinite(found.log_z):
+            note += f", log evidence {found.log_z - target.log_z:+.2g}"
+        yield Measure(f"energy distance of {name}", distance(found.x), seconds=found.seconds, note=note)
+
+
 def evidence_interval(seed: int, quick: bool) -> Iterator[Measure]:
     """How often the interval of 95 % covers the evidence: 50 fits of log Gamma(2) variables in the plane.
 
@@ -155,6 +181,7 @@ REQUIRED: dict[str, dict[str, float]] = {
     "sine-chain100": {},
 }
 OF_POSTERIORS = {"eight_schools_noncentered": 0.01, "mesquite": 0.015, "kidiq": 0.01, "arK": 0.01, "wells": 0.01}
+BESIDE_PEERS = ("banana", "bananas10", "funnel10", "shifted8modes", "gmm20", "gaussian100")
 BESIDE_A_FLOW = ("banana", "bananas3", "chain5", "funnel4", "bananas10", "bananas30", "funnel10")
 
 
@@ -165,6 +192,10 @@ def experiments(folder: Path | None) -> dict[str, Experiment]:
         for name in MODELS:
             run = partial(default_fit, read=partial(read_posterior, folder, name), kl=OF_POSTERIORS[name])
             found[name] = Experiment(run)
+    exact = {name: TARGETS[name] for name in BESIDE_PEERS}
+    if folder is not None:
+        exact |= {name: partial(read_posterior, folder, name) for name in MODELS}
+    found |= {f"peers-{name}": Experiment(partial(beside_peers, read=read), (0,)) for name, read in exact.items()}
     found["evidence-interval"] = Experiment(evidence_interval, (0,))
     return found | {f"flow-{n}": Experiment(partial(beside_a_spline_flow, name=n)) for n in BESIDE_A_FLOW}
 
@@ -173,9 +204,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--posteriordb", type=Path, metavar="FOLDER", help="of posteriordb's data, for its models")
     folder = parser.parse_known_args()[0].posteriordb
+    known = experiments(folder)
     Benchmark(
         "samplers.py" if folder is None else "samplers.py --posteriordb FOLDER",
         __doc__.splitlines()[0],
-        experiments(folder),
-        on_demand=tuple(f"flow-{n}" for n in BESIDE_A_FLOW),
+        known,
+        on_demand=tuple(name for name in known if name.startswith(("flow-", "peers-"))),
     ).main(parser)

@@ -174,11 +174,16 @@ def split(law: Mixtures) -> Mixtures:
 
 
 def with_shares(law: Mixtures, x: Tensor, weights: Tensor) -> Mixtures:
-    """The same components with the shares that weighted points (n, d) give them."""
-    pairs = zip(law.blocks, law.columns(x), strict=True)
-    return Mixtures(
-        tuple(Mixture((weights @ _shares(b, part)).clamp(min=_NEGLIGIBLE), b.components) for b, part in pairs)
-    )
+    """The same components with the shares that draws (n, d) of the law with weights (n,) of sum one give them.
+
+    How many of the draws came from a component is chance that says nothing: its share is known, and divided out.
+    """
+    blocks = []
+    for block, part in zip(law.blocks, law.columns(x), strict=True):
+        drawn = _shares(block, part)
+        gain = (weights @ drawn) / drawn.mean(0).clamp(min=1e-300)
+        blocks.append(Mixture((block.weights * gain).clamp(min=_NEGLIGIBLE), block.components))
+    return Mixtures(tuple(blocks))
 
 
 def _shares(law: Mixture, x: Tensor) -> Tensor:

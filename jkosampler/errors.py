@@ -75,7 +75,7 @@ class TargetError(PointsError):
 
 
 class TargetCallError(TargetError):
-    """The log density can't be called with a batch of points: the user's own code raises; see `__cause__`."""
+    """The log density can't be called with these points: the user's own code raises; see `__cause__`."""
 
 
 class TargetShapeError(TargetError):

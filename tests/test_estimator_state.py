@@ -348,3 +348,20 @@ def test_every_evaluation_counts():
 def test_diagnose_names_n(n):
     with pytest.raises(ArgumentError, match="n must be a whole number of at least 25"):
         fixed(n_steps=0).fit().diagnose(n)
+
+
+def test_a_target_that_raises_far_out_is_stepped_back_from():
+    """As torch's distributions do where a scale underflows: a trial so far out is no reason to end the fit."""
+    furthest = 0.0
+
+    def log_density(x):
+        nonlocal furthest
+        furthest = max(furthest, float(x.detach().abs().max()))
+        if furthest > 12.0 and float(x.detach().abs().max()) > 12.0:
+            raise ValueError("the scale must be positive")
+        return -0.5 * (x - 4.0).square().sum(1) / 0.25
+
+    fit = JKOSampler(log_density, dim=2, random_state=0, progress=False).fit()
+    assert furthest > 12.0
+    assert fit.converged_
+    assert fit.diagnose().trustworthy

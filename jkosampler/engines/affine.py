@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from jkosampler.engines.objectives import StepProblem
-from jkosampler.errors import TargetGradientError, TargetValueError
+from jkosampler.errors import TargetCallError, TargetGradientError, TargetValueError
 from jkosampler.particles import CALIBRATED_DIMENSIONS, Particles, gaussian_moments, weighted_moments
 from jkosampler.potentials import ResNetPotential
 
@@ -173,7 +173,7 @@ class _AffineObjective:
             moved = z @ torch.linalg.matrix_exp(exponent) + shift
             try:
                 potential, _, slope = self.problem.field(moved, self.weights)
-            except (TargetValueError, TargetGradientError):
+            except (TargetCallError, TargetValueError, TargetGradientError):
                 if np.isinf(self.first):
                     raise
                 return self._wall(), np.zeros(self.n_parameters)

@@ -53,8 +53,9 @@ class Lagrangian(BaseEstimator):
     batch_size : int, optional
         Particles of a mini-batch; None: 512, and 256 for a coupling map.
     n_iterations : int, optional
-        Iterations of a step; None: 2000 of a coupling map, else 300 where the step size is fixed and 200 where it is
-        adaptive. Fixed steps that fail are given more; a budget of the fit that would not suffice makes them fewer.
+        Iterations of a step; None: 500 a dimension of a coupling map, at most 2000, else 300 where the step size is
+        fixed and 200 where it is adaptive. Fixed steps that fail are given more; a budget of the fit that would not
+        suffice makes them fewer.
     tolerance : float, optional
         Algorithm 2's stopping rule: end a step when the loss, on the same particles, changes by less than this
         fraction. None: make all iterations.

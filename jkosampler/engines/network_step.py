@@ -21,7 +21,8 @@ __all__ = ["GRADIENT_MAP_LIMIT", "default_gradient", "is_like", "map_kind", "net
 
 GRADIENT_MAP_LIMIT = 32  # the exact log det costs O(d^3) a particle: beyond, the trace of an ODE is cheaper
 _WIDTH, _BATCH = 64, 512
-_COUPLING_ITERATIONS, _COUPLING_BATCH, _COUPLING_WIDTH = 2000, 256, 32
+_ITERATIONS_PER_DIMENSION, _COUPLING_ITERATIONS = 500, 2000  # of a coupling map, and at most
+_COUPLING_BATCH, _COUPLING_WIDTH = 256, 32
 _COUPLING_RESAMPLE = 200  # iterations on particles that none has seen before
 _FEWEST_COUPLINGS = 6
 _HUTCHINSON_LIMIT = 512  # the exact trace costs O(m^2 d) a particle: beyond, probes are cheaper
@@ -83,9 +84,13 @@ def network_map(
     return ODEMap(potential, integrator=engine.integrator, inner_steps=engine.inner_steps * effort, probes=probes)
 
 
-def training_settings(engine: Lagrangian, control: Control, kind: str, discrepancy: float) -> TrainingSettings:
-    """How a network is trained for a law of this discrepancy."""
-    usual = _COUPLING_ITERATIONS if kind == "coupling" else 300 if control.exact else 200
+def training_settings(
+    engine: Lagrangian, control: Control, kind: str, dim: int, discrepancy: float
+) -> TrainingSettings:
+    """How a network is trained for a law of this dimension and discrepancy."""
+    usual = 300 if control.exact else 200
+    if kind == "coupling":
+        usual = min(_ITERATIONS_PER_DIMENSION * dim, _COUPLING_ITERATIONS)
     return TrainingSettings(
         n_iterations=control.effort * (engine.n_iterations or usual),
         batch_size=engine.batch_size or (_COUPLING_BATCH if kind == "coupling" else _BATCH),

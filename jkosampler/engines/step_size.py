@@ -21,6 +21,7 @@ _TRY_AGAIN = 0.25  # of the discrepancy at which collocation failed: nearer than
 _NEGLIGIBLE = 1e-4  # of the threshold: no use of a law can tell what is left
 _SHORTER = 1e-3  # of a network step that was rejected
 _EXACT = 1e-2  # of the threshold: what affine steps leave only of a Gaussian
+_LONG = 50.0  # a step: one that leaves a law as it was shows it to be stationary
 _FAITHFUL = 1e-2  # nats: a larger change of the energy under finer integration means that the density is wrong
 
 
@@ -225,7 +226,7 @@ class AdaptiveSteps:
             return False
         if control.method == "affine":  # other maps come cheap where an affine one is not the whole answer
             return seen.discrepancy <= _EXACT * self.threshold and control.tau >= 0.5 * self.largest_affine_tau
-        return seen.discrepancy <= self.threshold and control.tau >= 0.5 * self.largest_tau
+        return seen.discrepancy <= self.threshold and control.tau >= _LONG
 
     def stalled(self, control: Control) -> bool:
         return control.stalled >= self.patience
@@ -243,7 +244,7 @@ class AdaptiveSteps:
     def _chosen(self, control: Control, discrepancy: float) -> Control:
         """The control with the method and the points for a law of this discrepancy."""
         near = discrepancy <= _TAILS_FROM * self.threshold
-        collocation = discrepancy < control.collocation_below
+        collocation = discrepancy < control.collocation_below or discrepancy <= self.threshold
         return replace(
             control,
             method="collocation" if collocation else "network",

@@ -277,7 +277,7 @@ class StepSolver:
         dtype = engine.training_dtype or torch.float32
         kind = map_kind(engine, len(affine.shift), exact=self.control.exact)
         step = network_map(engine, affine, self.guess, generator, kind=kind, dtype=dtype, effort=self.control.effort)
-        settings = training_settings(engine, self.control, kind, self.state.discrepancy)
+        settings = training_settings(engine, self.control, kind, len(affine.shift), self.state.discrepancy)
 
         def fresh() -> Particles:
             return problem.frame.to_inner(self._training_points(settings).push_all(self._path)).to(dtype)

@@ -1,8 +1,9 @@
 """Calls of a target by an engine: counted, checked, and with gradients.
 
 Whatever a user's function may return, the engines see finite values or -inf, and finite gradients, or an
-error that names the first offending points. Exceptions of the user's own code pass, with a note on the call;
-only those that a function not written for batches of torch points raises at once become a `TargetCallError`.
+error that names the first offending points. Exceptions of the user's own code pass, with a note on the call, but for
+two kinds that become a `TargetCallError`: those that a function not written for batches of torch points raises at once,
+and later those of numbers that it can't compute with, which a fit takes as a bad step and tries a shorter one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ PROBE_SIZES = (1, 3)
 _REWRITE = "Write it in torch operations on x (torch.exp for np.exp or math.exp): this version needs the gradient"
 # What torch raises of wrong dtypes and axes, of x[1] in a batch of one, and of float(x) or math.exp(x) in a larger one.
 _USUAL = (RuntimeError, IndexError, TypeError, ValueError)
+# What torch's distributions, math and factorisations raise of parameters that over- or underflow.
+_NUMERICAL = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 
 class TargetEvaluator:
@@ -70,7 +73,8 @@ class TargetEvaluator:
         TargetValueError
             It returns NaN or +inf at some points; -inf is legal.
         TargetCallError
-            It raises RuntimeError, IndexError, TypeError or ValueError, and `probe` has not passed yet.
+            It raises ValueError, ArithmeticError or LinAlgError, or, while `probe` has not passed yet, RuntimeError,
+            IndexError or TypeError.
         """
         with torch.inference_mode(False), torch.no_grad(), _NoteOnError(x, self.dtype, first=not self._probed):
             # a copy, since a function that works in place would move the particles
@@ -85,7 +89,7 @@ class TargetEvaluator:
         TargetShapeError, TargetValueError
             As `log_density`.
         TargetCallError
-            As `log_density`, or the gradient raises one of these; until the first gradient has passed.
+            As `log_density`, or the gradient raises one of these; the last three until the first gradient has passed.
         TargetGradientError
             The result is cut off from x, or the gradient is not finite at some points, or there is none.
         """
@@ -242,4 +246,16 @@ class _NoteOnError:
                 "by x[:, 0], sum by .sum(dim=1), branch by torch.where); its constants have another dtype (make "
                 "them float64, or pass dtype=torch.float32 to the sampler); it calls numpy or math (use torch)."
             ) from error
+        if isinstance(error, _NUMERICAL) and not isinstance(error, JKOSamplerError):
+            raise TargetCallError(
+                f"The log density raised {type(error).__name__}: {_shortened(str(error))}. It was called with "
+                f"{self.points}. Where it can't be computed, return -inf; torch.distributions do without "
+                "exceptions after torch.distributions.Distribution.set_default_validate_args(False)."
+            ) from error
         error.add_note(f"While jkosampler evaluated the log density at {self.points}.")
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    """The beginning of a message that may print whole tensors."""
+    text = " ".join(text.split()).rstrip(".")
+    return text if len(text) <= most else f"{text[:most]} .."

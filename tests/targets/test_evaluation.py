@@ -230,6 +230,23 @@ def test_errors_after_the_first_calls_are_the_users_own() -> None:
         target.probe(points())
 
 
+@pytest.mark.parametrize("error", [ValueError, ZeroDivisionError, torch.linalg.LinAlgError])
+def test_numbers_that_a_target_refuses_later_are_its_failure_there(error: type[Exception]) -> None:
+    def log_density(x: Tensor) -> Tensor:
+        if bool((x.abs() > 100.0).any()):
+            raise error("Expected positive values, but found " + "[0.0, 0.0]\n" * 100)
+        return quartic(x)
+
+    target = evaluator(log_density)
+    target.probe(points())
+    target.value_and_grad(points())
+    for call in (target.log_density, target.value_and_grad):
+        with pytest.raises(TargetCallError, match=r"Expected positive .* shape \(5, 2\).*return -inf") as caught:
+            call(1000.0 * points())
+        assert type(caught.value.__cause__) is error
+        assert len(str(caught.value)) < 700
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, KeyError, FitError, ArgumentError])
 def test_other_errors_pass_the_probe(error: type[BaseException]) -> None:
     def broken(x: Tensor) -> Tensor:
