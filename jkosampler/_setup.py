@@ -41,7 +41,8 @@ _PARTICLES = 16_000
 _PARTICLES_PER_DIMENSION = 400
 _MORE_WITH_MOBILITY = 4  # particles show where a step would leave the allowed densities
 _FEWER_TO_PULL_BACK = 4  # each is moved by inverting a map, or drawn anew by rejection
-_FEW_DIMENSIONS, _NEAR = 3, 0.1  # where collocation costs little; elsewhere it is tried from so many nats on
+_EXPLICIT_PARTICLES, _EXPLICIT_PER_DIMENSION = 1500, 100
+_FEW_DIMENSIONS, _NEAR = 1, 0.1  # where no other map is as good; elsewhere it is tried from so many nats on
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
 
 
@@ -89,6 +90,8 @@ class Setup:
         adaptive = sampler.step_size is None
         start, note = _carried(law) if adaptive else (law, outside)
         n_particles = max(_PARTICLES, _PARTICLES_PER_DIMENSION * dim)
+        if _is_explicit(engine):
+            n_particles = _EXPLICIT_PARTICLES + _EXPLICIT_PER_DIMENSION * dim
         if sampler.mobility is not None:
             n_particles *= _MORE_WITH_MOBILITY
         if isinstance(engine, PushForward | DensityNetworks):
@@ -97,7 +100,7 @@ class Setup:
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
             metric=_metric(sampler.metric, "wasserstein" if target is None or sampler.domain is not None else "kalman"),
             law=start,
-            control=_control(sampler, dim),
+            control=_control(sampler, engine, dim),
             n_particles=n_particles if sampler.n_particles is None else int(sampler.n_particles),
             generator=generator,
             start=None if particles is None else _at(start, particles),
@@ -111,6 +114,8 @@ class Setup:
         """The same with a start on the target's separated modes, where there are any that a flow would not reach."""
         problem = self.problem
         if self.target is None or not self.adaptive or problem.start is not None or self.dtype != torch.float64:
+            return self
+        if _is_explicit(self.engine):  # a fit may cost less than to look for modes
             return self
         assert isinstance(problem.energy, EnergyEvaluator)
         found = scout(problem.energy, problem.law, generator)
@@ -305,12 +310,18 @@ def _mobility(sampler: JKOSampler) -> Mobility | None:
     return mobility
 
 
-def _control(sampler: JKOSampler, dim: int) -> StepControl:
+def _control(sampler: JKOSampler, engine: Lagrangian | DensityNetworks, dim: int) -> StepControl:
     threshold = _KL_PER_DIMENSION * dim
+    if sampler.step_size is None and _is_explicit(engine):
+        return AdaptiveSteps(threshold)
     if sampler.step_size is None:
         near = math.inf if dim <= _FEW_DIMENSIONS else _NEAR
         return AdaptiveSteps(threshold, collocation_below=near)
     return FixedSteps(float(sampler.step_size), threshold, int(sampler.order))
+
+
+def _is_explicit(engine: Lagrangian | DensityNetworks) -> bool:
+    return isinstance(engine, Lagrangian) and engine.potential == "explicit"
 
 
 def _engine(sampler: JKOSampler) -> Lagrangian | DensityNetworks:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from copy import copy
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,6 +99,12 @@ class EnergyEvaluator:
     def has_internal(self) -> bool:
         """Whether the energy depends on the density itself."""
         return bool(self._internals)
+
+    def with_potential(self, evaluator: Any) -> EnergyEvaluator:
+        """The same energy with another potential, V less the log density of this evaluator."""
+        other = copy(self)
+        other._potentials = [(1.0, evaluator)]
+        return other
 
     def check_start(self, x: Tensor) -> None:
         """Probe the targets and kernels at the starting particles; see `TargetEvaluator.probe`.

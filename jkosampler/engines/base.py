@@ -56,7 +56,8 @@ class State:
     not fold. `claims` are what the importance weights of this law and those before it say of the evidence, where they
     say anything; `missing_evidence` is a sentence when one of them contradicts the last. `warm_start` is the last
     potential with ridges or a network, or the last field of a flow with a mobility. `far` are points out to the tails
-    that the push-forward engine solves its steps on, beside the pool.
+    that the push-forward engine solves its steps on, beside the pool. `emulated` is the energy in which an explicit
+    step is made.
     """
 
     flow: GradientFlow
@@ -75,6 +76,7 @@ class State:
     missing_evidence: str | None = None
     warm_start: nn.Module | None = None
     far: Particles | None = None
+    emulated: EnergyEvaluator | None = None
 
     @property
     def n_steps(self) -> int:

@@ -20,9 +20,10 @@ from sklearn.utils import Bunch
 
 from jkosampler._inputs import whole_number
 from jkosampler.engines.base import GradientFlow, State
+from jkosampler.engines.emulator import LARGEST_DIMENSION, emulated
 from jkosampler.engines.network_step import map_kind
 from jkosampler.engines.objectives import GRADIENTS
-from jkosampler.engines.step_size import Control
+from jkosampler.engines.step_size import AdaptiveSteps, Control
 from jkosampler.engines.step_solver import Solution, StepSolver
 from jkosampler.engines.training import OPTIMIZERS
 from jkosampler.engines.trial import Trial, claim, escaped, judge, stationarity_of
@@ -76,6 +77,11 @@ class Lagrangian(BaseEstimator):
     coverage : {"law", "spread"}, optional
         Where a network is trained: at draws of the law, or evenly from its centre to its tails
         (`Particles.draw_spread`); None: the law, in adaptive steps a tenth spread.
+    potential : {"implicit", "explicit"}
+        "explicit" is for costly targets, in adaptive steps: a step evaluates the potential and its gradient once at
+        each particle, where the step begins, and is made in an emulator of these (`engines.emulator`); the entropy
+        stays implicit. Affine steps take fewer particles. Separated modes are not looked for then. At most 20
+        dimensions.
     n_ridges : int, optional
         Ridge functions of a step that is solved by least squares; None: 64 in fixed steps, where they are trained, and
         100 a dimension, at most 500, in adaptive ones, where they are random; 0: train networks instead.
@@ -107,6 +113,7 @@ class Lagrangian(BaseEstimator):
         map: str | None = None,
         gradient: str | None = None,
         coverage: str | None = None,
+        potential: str = "implicit",
         n_ridges: int | None = None,
         affine: bool = True,
         warm_start: bool = True,
@@ -126,6 +133,7 @@ class Lagrangian(BaseEstimator):
         self.map = map
         self.gradient = gradient
         self.coverage = coverage
+        self.potential = potential
         self.n_ridges = n_ridges
         self.affine = affine
         self.warm_start = warm_start
@@ -159,10 +167,17 @@ class Lagrangian(BaseEstimator):
                 f"order={flow.order}: a step of second order goes on along straight lines, which only the gradient map "
                 "has; give engine=engines.Lagrangian(map='gradient')."
             )
+        if self.potential == "explicit" and not isinstance(flow.control, AdaptiveSteps):
+            raise ArgumentError("potential='explicit' is for adaptive steps: leave step_size out.")
+        if self.potential == "explicit" and flow.law.dim > LARGEST_DIMENSION:
+            raise ArgumentError(
+                f"potential='explicit' is for at most {LARGEST_DIMENSION} dimensions, got {flow.law.dim}: leave it out."
+            )
         if self.map == "coupling" and flow.law.dim == 1:
             raise ArgumentError("map='coupling' moves coordinates by what others say; in one dimension leave map out.")
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
-        check = Particles.draw(flow.law, _CHECK_PARTICLES, flow.generator)
+        n_check = _CHECK_PARTICLES if self.potential == "implicit" else min(_CHECK_PARTICLES, len(pool))
+        check = Particles.draw(flow.law, n_check, flow.generator)
         outposts = Particles.draw(flow.law, self.n_outposts, flow.generator).without_score()
         if flow.mobility is not None:
             pool = pool[pool.log_rho.argsort()]  # the thinnest first
@@ -192,6 +207,7 @@ class Lagrangian(BaseEstimator):
             "map": (None, "gradient", "ode", "coupling"),
             "gradient": (None, *GRADIENTS),
             "coverage": (None, "law", "spread"),
+            "potential": ("implicit", "explicit"),
             "optimizer": OPTIMIZERS,
             "integrator": tuple(INTEGRATORS),
         }
@@ -221,6 +237,8 @@ class Lagrangian(BaseEstimator):
         rejected = 0
         trouble: TargetError | FitError | None = None
         while control is not None:
+            if self.potential == "explicit" and control.method != "affine" and state.emulated is None:
+                state = replace(state, emulated=emulated(state))
             trial, trouble = self._try(state, control)
             if trial is not None and state.flow.control.accepts(control, trial.judgement):
                 state = _advance(state, control, trial)
@@ -289,4 +307,5 @@ def _advance(state: State, control: Control, trial: Trial) -> State:
         claims=state.claims if trial.claim is None else (*state.claims, trial.claim),
         missing_evidence=trial.missing_evidence,
         warm_start=trial.warm_start or state.warm_start,
+        emulated=None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Solution", "StepSolver", "covering", "trained_part", "unit"]
 
 _NEGLIGIBLE_GAIN = 1e-6  # nats, or their like: an affine step that leaves less to gain needs no more
+_FEW, _FEW_PER_DIMENSION = 100, 20  # particles for an affine map of a costly target
 _SOME = 2000  # particles that decide whether the affine map suffices; points of a collocation, at least
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
 _POINTS_PER_FUNCTION = 12
@@ -91,6 +93,8 @@ class StepSolver:
     def __init__(self, engine: Lagrangian, state: State, control: Control) -> None:
         self.engine, self.state, self.control = engine, state, control
         self.flow: GradientFlow = state.flow
+        if state.emulated is not None:
+            self.flow = replace(state.flow, energy=state.emulated)
         self.pool = state.pool
         self.guess = state.warm_start
         self.stages: list[Conjugated] = []
@@ -248,8 +252,11 @@ class StepSolver:
 
     def _some(self, inner: Particles) -> Particles:
         """Particles that an affine map is solved on: calibrated weights make few of them as good as many."""
+        d = inner.x.shape[1]
+        if self.engine.potential == "explicit":
+            return inner[: min(_FEW + _FEW_PER_DIMENSION * d, enough_for_moments(d))]
         few = not self.control.exact or self.flow.energy.has_interaction  # whose cost grows with their square
-        return inner[: max(500 if few else _SOME, enough_for_moments(inner.x.shape[1]))]
+        return inner[: max(500 if few else _SOME, enough_for_moments(d))]
 
     def _collocation(self, problem: StepProblem, affine: AffineSolution) -> Solution | None:
         d, generator = len(affine.shift), self.flow.generator

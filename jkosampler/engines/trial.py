@@ -101,7 +101,7 @@ def judge(state: State, solution: Solution) -> Trial | None:
     check, outposts = start.push(frame.conjugate(step)), state.outposts.push(outer)
     trained = solution.method == "network" and not state.control.exact
     if float(check.x.abs().max()) > _NOWHERE:
-        if trained:
+        if trained or state.emulated is not None:
             return None
         raise escaped(state, "the energy falls without end")
     if not all(bool(tensor.isfinite().all()) for tensor in (check.x, check.log_rho, outposts.x, outposts.log_rho)):
