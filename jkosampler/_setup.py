@@ -312,10 +312,8 @@ def _mobility(sampler: JKOSampler) -> Mobility | None:
 
 def _control(sampler: JKOSampler, engine: Lagrangian | DensityNetworks, dim: int) -> StepControl:
     threshold = _KL_PER_DIMENSION * dim
-    if sampler.step_size is None and _is_explicit(engine):
-        return AdaptiveSteps(threshold)
     if sampler.step_size is None:
-        near = math.inf if dim <= _FEW_DIMENSIONS else _NEAR
+        near = math.inf if dim <= _FEW_DIMENSIONS or _is_explicit(engine) else _NEAR
         return AdaptiveSteps(threshold, collocation_below=near)
     return FixedSteps(float(sampler.step_size), threshold, int(sampler.order))
 

@@ -250,13 +250,13 @@ class Lagrangian(BaseEstimator):
             logger.info("step %d by %s rejected at tau=%.3g", len(state.maps) + 1, control.method, control.tau)
             rejected += 1
             if state.flow.energy.budget_used() >= 1.0:
-                return state, None  # what a step cut short has not brought is left out
+                return replace(state, emulated=None), None  # what a step cut short has not brought is left out
             control = state.flow.control.after_reject(control, state.discrepancy)
         if trouble is not None:
             raise trouble
         reason = "no step lowers the energy on held-out particles any further"
         converged = state.flow.control.good_enough(state.discrepancy)
-        return replace(state, stopped=reason, converged=converged), None
+        return replace(state, stopped=reason, converged=converged, emulated=None), None
 
     def _solve(self, state: State, control: Control) -> Solution | None:
         """A solved step, None where its method has failed."""
