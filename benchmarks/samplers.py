@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 import torch
-from common.harness import Benchmark, Experiment
+from common.harness import Benchmark, Experiment, Record
 from common.measures import Measure
 from common.peers import PEERS, run_peer
 from common.posteriors import MODELS, Posterior, read_posterior
@@ -35,6 +35,7 @@ from sklearn.exceptions import ConvergenceWarning
 from jkosampler import JKOSampler
 from jkosampler.maps import CouplingMap
 
+OVER_THE_FLOW = "KL over the flow's"
 SECONDS = 240.0  # of the fit: `max_time`
 MOST_CPU, MOST_NETWORKS = 300.0, 200.0  # seconds that a fit may take, and networks that a draw may go through
 
@@ -120,30 +121,55 @@ def beside_a_spline_flow(seed: int, quick: bool, *, name: str) -> Iterator[Measu
     yield Measure("KL", ours, seconds=seconds, note=f"{sampler.n_target_evaluations_} evaluations")
     yield Measure("KL of the flow", flow, seconds=seconds, note=f"{evaluations} evaluations")
     noise = 1e-4  # a KL that is less is nothing that 50 000 draws can tell from zero
-    yield Measure("KL over the flow's", max(ours, noise) / max(flow, noise), None if quick else 2.0)
+    yield Measure(OVER_THE_FLOW, max(ours, noise) / max(flow, noise), None if quick else 2.0)
 
 
-def beside_peers(seed: int, quick: bool, *, name: str) -> Iterator[Measure]:
-    """Energy distance of 10 000 draws in standardised coordinates: of exact ones, of ours, and of others' samplers."""
-    target, n, rng = TARGETS[name](), 1_000 if quick else 10_000, np.random.default_rng(1000 + seed)
-    exact, others = target.draw(n, rng), target.draw(n, rng)
-    deviation = exact.std(0)
+def beside_peers(seed: int, quick: bool, *, read: Callable[[], ReferenceTarget | Posterior]) -> Iterator[Measure]:
+    """The errors of 10 000 draws: of exact ones where there are any, of ours, and of others' samplers.
 
-    def distance(x: np.ndarray) -> float:
-        return sliced_energy_distance(x / deviation, exact / deviation, np.random.default_rng(seed))
-
-    yield Measure("energy distance of exact draws", distance(others))
+    Of a posterior with reference moments: the largest error of a mean or a standard deviation, in standard deviations.
+    """
+    target, n, rng = read(), 1_000 if quick else 10_000, np.random.default_rng(1000 + seed)
+    if isinstance(target, ReferenceTarget):
+        what, exact = "energy distance", target.draw(n, rng)
+        yield Measure(f"{what} of exact draws", standardised_distance(target.draw(n, rng), exact, seed))
+        error_of = partial(standardised_distance, exact=exact, seed=seed)
+    else:
+        what, error_of = "error of means and sds", target.error_of_moments
     sampler, seconds = fitted(target, seed, quick)
     cost = f"{sampler.n_target_evaluations_} evaluations in {sampler.n_target_calls_} calls"
     x = sampler.sample(n, random_state=seed)
     note = f"{cost}, log evidence {sampler.log_evidence_ - target.log_z:+.2g}"
-    yield Measure("energy distance of ours", distance(x), seconds=seconds, note=note)
+    yield Measure(f"{what} of ours", error_of(x), seconds=seconds, note=note)
     for peer in PEERS:
         found = run_peer(peer, target.log_density, target.dim, n, seed)
         note = f"{found.n_evaluations} evaluations in {found.n_calls} calls"
         if np.isfinite(found.log_z):
             note += f", log evidence {found.log_z - target.log_z:+.2g}"
-        yield Measure(f"energy distance of {peer}", distance(found.x), seconds=found.seconds, note=note)
+        yield Measure(f"{what} of {peer}", error_of(found.x), seconds=found.seconds, note=note)
+
+
+def standardised_distance(x: np.ndarray, exact: np.ndarray, seed: int) -> float:
+    """Sliced energy distance in coordinates in which the exact draws have unit deviations."""
+    deviation = exact.std(0)
+    return sliced_energy_distance(x / deviation, exact / deviation, np.random.default_rng(seed))
+
+
+def across_seeds(records: list[Record]) -> Iterator[tuple[str, Measure]]:
+    """Mean energy distances, and on how many targets our worst KL is at most the flow's."""
+    records = [one for one in records if "--quick" not in one["command"]]
+    for name, bound in MEAN_DISTANCE.items():
+        found = [one["value"] for one in records if (one["experiment"], one["what"]) == (name, "energy distance")]
+        if found:
+            yield name, Measure(f"energy distance, mean of {len(found)} seeds", float(np.mean(found)), bound)
+    ratios = [
+        [one["value"] for one in records if one["experiment"] == f"flow-{name}" and one["what"] == OVER_THE_FLOW]
+        for name in BESIDE_A_FLOW
+    ]
+    if all(ratios):
+        share = sum(max(ratio) <= 1.0 for ratio in ratios) / len(ratios)
+        measure = Measure("share of targets with at most the flow's KL", share, 0.5, at_least=True)
+        yield f"flow-{BESIDE_A_FLOW[-1]}", measure
 
 
 def evidence_interval(seed: int, quick: bool) -> Iterator[Measure]:
@@ -178,6 +204,7 @@ REQUIRED: dict[str, dict[str, float]] = {
     "bananas-chain100": {"of_gaussian": 0.5},
     "sine-chain100": {},
 }
+MEAN_DISTANCE = {"shifted8modes": 5e-5, "shifted8peaky": 5e-5}
 OF_POSTERIORS = {"eight_schools_noncentered": 0.01, "mesquite": 0.015, "kidiq": 0.01, "arK": 0.01, "wells": 0.01}
 BESIDE_PEERS = ("banana", "bananas10", "funnel10", "shifted8modes", "gmm20", "gaussian100")
 BESIDE_A_FLOW = ("banana", "bananas3", "chain5", "funnel4", "bananas10", "bananas30", "funnel10")
@@ -190,7 +217,9 @@ def experiments(folder: Path | None) -> dict[str, Experiment]:
         for name in MODELS:
             run = partial(default_fit, read=partial(read_posterior, folder, name), kl=OF_POSTERIORS[name])
             found[name] = Experiment(run)
-    found |= {f"peers-{name}": Experiment(partial(beside_peers, name=name), (0,)) for name in BESIDE_PEERS}
+            run = partial(beside_peers, read=partial(read_posterior, folder, name))
+            found[f"peers-{name}"] = Experiment(run, (0,))
+    found |= {f"peers-{n}": Experiment(partial(beside_peers, read=TARGETS[n]), (0,)) for n in BESIDE_PEERS}
     found["evidence-interval"] = Experiment(evidence_interval, (0,))
     return found | {f"flow-{n}": Experiment(partial(beside_a_spline_flow, name=n)) for n in BESIDE_A_FLOW}
 
@@ -205,4 +234,5 @@ if __name__ == "__main__":
         __doc__.splitlines()[0],
         known,
         on_demand=tuple(name for name in known if name.startswith(("flow-", "peers-"))),
+        across=across_seeds,
     ).main(parser)

@@ -21,6 +21,7 @@ from common.measures import Measure
 __all__ = ["Benchmark", "Experiment", "Record"]
 
 Record = dict[str, Any]
+ALL = "all"  # in place of a seed: a measure of several
 HEADER = ("experiment", "measure", "required", "aim", "measured", "", "worst seed", "CPU s", "note", "command")
 
 
@@ -45,6 +46,8 @@ class Benchmark:
         Those that only `--only` runs.
     summary : callable, optional
         What follows the table, from all records.
+    across : callable, optional
+        Measures of several records: names of experiments with a `Measure`. Records without them are ignored.
     """
 
     def __init__(
@@ -54,9 +57,10 @@ class Benchmark:
         experiments: dict[str, Experiment],
         on_demand: tuple[str, ...] = (),
         summary: Callable[[list[Record]], str] | None = None,
+        across: Callable[[list[Record]], Iterator[tuple[str, Measure]]] | None = None,
     ) -> None:
         self.script, self.about, self.experiments, self.on_demand = script, about, experiments, on_demand
-        self.summary = summary
+        self.summary, self.across = summary, across
 
     def main(self, *parents: argparse.ArgumentParser) -> None:
         """Run what the command line asks for; exit with a failure where a requirement is missed.
@@ -81,6 +85,8 @@ class Benchmark:
             records = [one for one in records if one["experiment"] != name] + measured
             if chosen.json:
                 write(chosen.json, json.dumps(records, indent=1) + "\n")
+        records = records + self.combined(records)
+        print("\n".join(line(one) for one in records if one["seed"] == ALL))
         summary = "" if self.summary is None else f"\n{self.summary(records)}\n"
         print(summary, end="")
         if chosen.markdown:
@@ -97,6 +103,11 @@ class Benchmark:
             print(f"{name}, seed {seed}: {time.process_time() - began:.0f} CPU seconds in all", file=sys.stderr)
         return measured
 
+    def combined(self, records: list[Record]) -> list[Record]:
+        """The measures of several records."""
+        found = [] if self.across is None else self.across(records)
+        return [record(name, self.command_of(name, None, False), ALL, measure) for name, measure in found]
+
     def command_of(self, name: str, seeds: list[int] | None, quick: bool) -> str:
         chosen = f" --seeds {' '.join(map(str, seeds))}" if seeds else ""
         return f"python benchmarks/{self.script} --only {name}{chosen}{' --quick' * quick}"
@@ -110,7 +121,7 @@ class Benchmark:
         return "\n".join([*head, *map(line, worst_of(order))])
 
 
-def record(name: str, command: str, seed: int, measure: Measure) -> Record:
+def record(name: str, command: str, seed: int | str, measure: Measure) -> Record:
     """A measure for JSON, which has neither NaN nor infinity."""
     numbers = {key: finite(getattr(measure, key)) for key in ("value", "seconds")}
     kept = {key: getattr(measure, key) for key in ("what", "required", "aim", "at_least", "note")}

@@ -1,8 +1,8 @@
 """Posteriors of posteriordb, read from a folder of their data: log densities over R^d, with all constants.
 
 Each model has a folder with `data.json` (posteriordb's data) and `reference.json` (`logZ`: log of the integral of the
-density written here). A positive parameter enters by its log, with its Jacobian; half-Cauchy priors are written as
-full Cauchy densities.
+density written here; the moments of reference draws). A positive parameter enters by its log, with its Jacobian;
+half-Cauchy priors are written as full Cauchy densities.
 """
 
 from __future__ import annotations
@@ -26,11 +26,18 @@ LogDensity = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Posterior:
-    """A posterior over R^d: log density (n,) of points (n, d), and log of its integral."""
+    """A posterior over R^d: log density (n,) of points (n, d), log of its integral, reference means and deviations."""
 
     dim: int
     log_density: LogDensity
     log_z: float
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def error_of_moments(self, x: np.ndarray) -> float:
+        """The largest error of the draws' means and standard deviations, in standard deviations."""
+        errors = x.mean(0) - self.mean, x.std(0) - self.deviation
+        return float(np.max(np.abs(errors) / self.deviation))
 
 
 def _column(values: Any) -> Tensor:
@@ -116,4 +123,6 @@ def read_posterior(folder: Path, name: str) -> Posterior:
     """The named model with the data in `folder / name`."""
     read = {kind: json.loads((folder / name / f"{kind}.json").read_text()) for kind in ("data", "reference")}
     dim, log_density = MODELS[name](read["data"])
-    return Posterior(dim, log_density, float(read["reference"]["logZ"]))
+    reference = read["reference"]
+    mean, deviation = (np.array(reference["unconstrained"][key]) for key in ("mean", "sd"))
+    return Posterior(dim, log_density, float(reference["logZ"]), mean, deviation)
