@@ -21,7 +21,7 @@ from jkosampler.particles import Particles
 
 __all__ = ["look_outside"]
 
-_DRAWS = 4000  # of each probe, at most
+_DRAWS, _DRAWS_OF_BLACK_BOX = 4000, 500  # of each probe, at most
 _WIDER = (3.0, 8.0, 20.0)  # standard deviations of the law
 _SIGNIFICANT = 4.0  # standard errors
 _MATERIAL = 0.01  # of the mass
@@ -45,7 +45,8 @@ def look_outside(
     generator : torch.Generator
         Source of the probes' draws.
     """
-    some, log_target = inside[:_DRAWS], log_target[:_DRAWS]
+    n = _DRAWS if setup.target is None or setup.target.differentiable else _DRAWS_OF_BLACK_BOX
+    some, log_target = inside[:n], log_target[:n]
     found = []
     for name, probe in _probes(setup, inside.x):
         excess, error = _excess(setup, flow, some, log_target, probe, generator)

@@ -25,13 +25,14 @@ from jkosampler.energies import EnergyEvaluator
 from jkosampler.errors import ArgumentError, TargetError
 from jkosampler.laws import Gaussian, Law
 
-__all__ = ["Scouted", "scout"]
+__all__ = ["Scouted", "annealed", "mixture_on", "scout"]
 
 logger = logging.getLogger(__name__)
 
 _POPULATION, _PER_DIMENSION, _LARGEST_POPULATION = 1000, 40, 3000
 _WIDER = 30.0  # standard deviations of the start: a second population begins as wide as that
 _STAGES = 60  # at most; a target that needs more is left to the flow
+_RESAMPLED_STAGES = 300  # where an emulator is the target
 _MOVES = 3  # of each particle between two temperatures,
 _LAST_MOVES, _MOST_LAST_MOVES = 20, 70  # and at the target, beside one a dimension
 _ACCEPTED = 0.57  # share of moves that the size of Langevin proposals aims at
@@ -60,7 +61,8 @@ def scout(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Sc
     fails: a flow from the start itself meets the same, and says it in its own words.
     """
     try:
-        found = _scouted(energy, start, generator)
+        x = annealed(energy, start, generator)
+        found = None if x is None else mixture_on(energy, x, _from_afar(energy, start, generator), generator)
     except (TargetError, ArgumentError, RuntimeError, ValueError) as error:
         logger.info("scouting ended early: %s", error)
         return None
@@ -74,11 +76,9 @@ def scout(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Sc
     return found
 
 
-def _scouted(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> Scouted | None:
-    x = _annealed(energy, start, generator)
-    if x is None:
-        return None
-    law = fitted(torch.cat([x, *_from_afar(energy, start, generator)]), generator)
+def mixture_on(energy: EnergyEvaluator, x: Tensor, others: list[Tensor], generator: torch.Generator) -> Scouted | None:
+    """A mixture on separated modes, at which annealed points x (n, d) and others are; None as for `scout`."""
+    law = fitted(torch.cat([x, *others]), generator)
     if law is None:
         return None
     base = x[(-energy.potential(x)[0]).argmax()]
@@ -110,6 +110,10 @@ class _Seen(NamedTuple):
         pairs = zip(self, others, strict=True)
         return _Seen(*(torch.where(chosen.view(-1, *[1] * (a.dim() - 1)), b, a) for a, b in pairs))
 
+    def at_rows(self, rows: Tensor) -> _Seen:
+        """These rows."""
+        return _Seen(*(values[rows] for values in self))
+
     def log_density(self, beta: float) -> Tensor:
         tempered = beta * self.log_target if beta > 0.0 else torch.zeros_like(self.log_target)
         return (1.0 - beta) * self.log_start + tempered
@@ -118,18 +122,24 @@ class _Seen(NamedTuple):
         return (1.0 - beta) * self.start_score + beta * self.target_score
 
 
-def _annealed(energy: EnergyEvaluator, start: Law, generator: torch.Generator, share: float = 1.0) -> Tensor | None:
+def annealed(
+    energy: EnergyEvaluator, start: Law, generator: torch.Generator, share: float = 1.0, *, resample: bool = False
+) -> Tensor | None:
     """The annealed population (n, d), or a share of it; None where it takes too many stages."""
     n = int(share * min(_POPULATION + _PER_DIMENSION * start.dim, _LARGEST_POPULATION))
     now = _Seen.at(energy, start, start.sample((n,), generator=generator))
     beta, size = 0.0, 1.0
     if not bool(now.log_target.isfinite().any()):
         return None
-    for _ in range(_STAGES):
+    for _ in range(_RESAMPLED_STAGES if resample else _STAGES):
         if energy.budget_used() > _SHARE_OF_BUDGET:
             break
         log_ratio = now.log_target - now.log_start
-        beta += _next_rise(log_ratio, 1.0 - beta)
+        rise = _next_rise(log_ratio, 1.0 - beta)
+        beta += rise
+        if resample:
+            weights = torch.softmax(rise * log_ratio, dim=0).cpu()
+            now = now.at_rows(torch.multinomial(weights, n, replacement=True, generator=generator).to(now.x.device))
         done = beta >= 1.0 - 1e-12
         now, size = _moved(
             energy,
@@ -142,7 +152,7 @@ def _annealed(energy: EnergyEvaluator, start: Law, generator: torch.Generator, s
         )
         if done:
             return now.x[now.log_target.isfinite()]
-    logger.info("scouting ended at beta = %.2g after %d stages", beta, _STAGES)
+    logger.info("annealing ended at beta = %.2g", beta)
     return None
 
 
@@ -150,7 +160,7 @@ def _from_afar(energy: EnergyEvaluator, start: Law, generator: torch.Generator) 
     """A population annealed from a much wider Gaussian, if the target can bear it: for modes far from the start."""
     try:
         wide = Gaussian(start.mean, _WIDER**2 * start.covariance)
-        found = _annealed(energy, wide, generator, share=0.5)
+        found = annealed(energy, wide, generator, share=0.5)
     except (TargetError, ArgumentError, RuntimeError, ValueError) as error:
         logger.info("scouting from a wider start ended early: %s", error)
         return []

@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from jkosampler._arguments import warn_user
+from jkosampler._black_box_start import black_box_start
 from jkosampler._inputs import as_device, as_dtype, starting_particles, whole_number
 from jkosampler._scout import scout
 from jkosampler._setup_fields import FieldSetup, is_field_flow
@@ -80,7 +81,6 @@ class Setup:
         dtype, device, dim = as_dtype(sampler.dtype), as_device(sampler.device), _dimension(sampler, X)
         target = None if sampler.log_target is None else as_target(sampler.log_target, dim)
         energy = sampler.energy if target is None else KL(target)
-        _check_energy(energy, "energy" if target is None else "log_target")
         check_that_it_ends(sampler, energy, sampler.n_steps)
         particles = None if X is None else starting_particles(X, dim, dtype, device)
         engine = _engine(sampler)
@@ -100,7 +100,7 @@ class Setup:
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
             metric=_metric(sampler.metric, "wasserstein" if target is None or sampler.domain is not None else "kalman"),
             law=start,
-            control=_control(sampler, engine, dim),
+            control=_control(sampler, engine, dim, learning=target is not None and not target.differentiable),
             n_particles=n_particles if sampler.n_particles is None else int(sampler.n_particles),
             generator=generator,
             start=None if particles is None else _at(start, particles),
@@ -118,6 +118,17 @@ class Setup:
         if _is_explicit(self.engine):  # a fit may cost less than to look for modes
             return self
         assert isinstance(problem.energy, EnergyEvaluator)
+        if not self.target.differentiable:
+            begun = black_box_start(problem.energy, problem.law, generator)
+            if begun is None:
+                return self
+            law, what = begun
+            note = (
+                f"initial: the target has no gradient; the fit starts from {what} where an emulator, which learnt from "
+                f"{problem.energy.n_evaluations} evaluations, sees the target, instead of the {self.law.describe()}. "
+                "log_density(x, t=0) is still that of the law given."
+            )
+            return replace(self, problem=replace(problem, law=law), note=note)
         found = scout(problem.energy, problem.law, generator)
         if found is None:
             return self
@@ -221,16 +232,6 @@ def _dim_of(thing: Any, name: str) -> int | None:
     return int(dim)
 
 
-def _check_energy(energy: Energy, name: str) -> None:
-    """Refuse targets without gradient."""
-    for _, term in energy.terms():
-        if isinstance(term, KL) and not getattr(term.log_target, "differentiable", True):
-            raise ArgumentError(
-                f"{name} says differentiable=False: targets without gradient are not in this version. Write it in torch"
-                " operations, or give its gradient as a torch.autograd.Function."
-            )
-
-
 def _initial_law(
     sampler: JKOSampler, target: Target | None, particles: Tensor | None, dim: int, generator: torch.Generator
 ) -> Law:
@@ -310,11 +311,11 @@ def _mobility(sampler: JKOSampler) -> Mobility | None:
     return mobility
 
 
-def _control(sampler: JKOSampler, engine: Lagrangian | DensityNetworks, dim: int) -> StepControl:
+def _control(sampler: JKOSampler, engine: Lagrangian | DensityNetworks, dim: int, *, learning: bool) -> StepControl:
     threshold = _KL_PER_DIMENSION * dim
     if sampler.step_size is None:
         near = math.inf if dim <= _FEW_DIMENSIONS or _is_explicit(engine) else _NEAR
-        return AdaptiveSteps(threshold, collocation_below=near)
+        return AdaptiveSteps(threshold, collocation_below=near, collocation_retries=2 * learning)
     return FixedSteps(float(sampler.step_size), threshold, int(sampler.order))
 
 

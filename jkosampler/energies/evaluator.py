@@ -13,7 +13,7 @@ from torch import Tensor
 from jkosampler.energies.interaction import Interaction
 from jkosampler.energies.terms import KL, Energy, Entropy, InternalEnergy, Potential
 from jkosampler.errors import ArgumentError
-from jkosampler.targets import TargetEvaluator
+from jkosampler.targets import BlackBoxEvaluator, TargetEvaluator
 
 __all__ = ["EnergyEvaluator", "Field"]
 
@@ -68,7 +68,9 @@ class EnergyEvaluator:
             if isinstance(term, InternalEnergy):
                 self._internals.append((coefficient, term))
             elif isinstance(term, Potential | KL):
-                self._potentials.append((coefficient, TargetEvaluator(term.target(dim), dtype, device)))
+                target = term.target(dim)
+                kind = TargetEvaluator if target.differentiable else BlackBoxEvaluator
+                self._potentials.append((coefficient, kind(target, dtype, device)))
             elif isinstance(term, Interaction):
                 self._interactions.append((coefficient * mass, term))
             else:
@@ -89,6 +91,12 @@ class EnergyEvaluator:
         """Whether the energy is a KL divergence up to a constant, so that exp(-energy) are importance weights."""
         internal = [(coefficient, type(term)) for coefficient, term in self._internals]
         return internal == [(1.0, Entropy)] and bool(self._potentials) and not self._interactions
+
+    @property
+    def black_box(self) -> BlackBoxEvaluator | None:
+        """The target without gradient, if there is one."""
+        found = [evaluator for _, evaluator in self._potentials if isinstance(evaluator, BlackBoxEvaluator)]
+        return found[0] if found else None
 
     @property
     def has_interaction(self) -> bool:

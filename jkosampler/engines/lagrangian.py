@@ -19,10 +19,12 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 
 from jkosampler._inputs import whole_number
+from jkosampler.energies import EnergyEvaluator
 from jkosampler.engines.base import GradientFlow, State
 from jkosampler.engines.emulator import LARGEST_DIMENSION, emulated
 from jkosampler.engines.network_step import map_kind
 from jkosampler.engines.objectives import GRADIENTS
+from jkosampler.engines.output_emulator import emulated_outputs, n_held_out
 from jkosampler.engines.step_size import AdaptiveSteps, Control
 from jkosampler.engines.step_solver import Solution, StepSolver
 from jkosampler.engines.training import OPTIMIZERS
@@ -177,6 +179,8 @@ class Lagrangian(BaseEstimator):
             raise ArgumentError("map='coupling' moves coordinates by what others say; in one dimension leave map out.")
         pool = flow.start or Particles.draw(flow.law, flow.n_particles, flow.generator)
         n_check = _CHECK_PARTICLES if self.potential == "implicit" else min(_CHECK_PARTICLES, len(pool))
+        if flow.energy.black_box is not None:
+            n_check = min(_CHECK_PARTICLES, n_held_out(flow.law.dim))
         check = Particles.draw(flow.law, n_check, flow.generator)
         outposts = Particles.draw(flow.law, self.n_outposts, flow.generator).without_score()
         if flow.mobility is not None:
@@ -237,8 +241,8 @@ class Lagrangian(BaseEstimator):
         rejected = 0
         trouble: TargetError | FitError | None = None
         while control is not None:
-            if self.potential == "explicit" and control.method != "affine" and state.emulated is None:
-                state = replace(state, emulated=emulated(state))
+            if state.emulated is None:
+                state = replace(state, emulated=self._emulated(state, control, again=rejected > 0))
             trial, trouble = self._try(state, control)
             if trial is not None and state.flow.control.accepts(control, trial.judgement):
                 state = _advance(state, control, trial)
@@ -249,6 +253,8 @@ class Lagrangian(BaseEstimator):
                 return state, info
             logger.info("step %d by %s rejected at tau=%.3g", len(state.maps) + 1, control.method, control.tau)
             rejected += 1
+            if state.flow.energy.black_box is not None:
+                state = replace(state, emulated=None)  # it has learnt from where it led astray
             if state.flow.energy.budget_used() >= 1.0:
                 return replace(state, emulated=None), None  # what a step cut short has not brought is left out
             control = state.flow.control.after_reject(control, state.discrepancy)
@@ -257,6 +263,13 @@ class Lagrangian(BaseEstimator):
         reason = "no step lowers the energy on held-out particles any further"
         converged = state.flow.control.good_enough(state.discrepancy)
         return replace(state, stopped=reason, converged=converged, emulated=None), None
+
+    def _emulated(self, state: State, control: Control, *, again: bool) -> EnergyEvaluator | None:
+        """The energy that the step is made in, where it is not the true one."""
+        if state.flow.energy.black_box is not None:
+            affine = control.method == "affine"
+            return emulated_outputs(state, evaluate=not (again and affine), affine=affine)
+        return emulated(state) if self.potential == "explicit" and control.method != "affine" else None
 
     def _solve(self, state: State, control: Control) -> Solution | None:
         """A solved step, None where its method has failed."""

@@ -161,7 +161,8 @@ class AdaptiveSteps:
 
     Step sizes are those of whitened coordinates, where one unit of flow time is the time of a Gaussian's relaxation.
     Networks take steps so long that the way there costs nothing, unless these fail. Collocation is tried where the
-    discrepancy is below `collocation_below` (nats).
+    discrepancy is below `collocation_below` (nats), and again after a failure, as often as `collocation_retries` says,
+    where an emulator has learnt from it.
     """
 
     threshold: float
@@ -173,6 +174,7 @@ class AdaptiveSteps:
     patience: int = 2
     retries: int = 3
     network_retries: int = 2
+    collocation_retries: int = 0
 
     def first(self) -> Control:
         return Control(self.first_tau, "affine", collocation_below=self.collocation_below)
@@ -212,8 +214,10 @@ class AdaptiveSteps:
             return self._after_the_affine_stage(control, discrepancy)
         if discrepancy <= self.threshold:
             return None  # a step that can't improve on a law within the threshold shows it to be stationary
+        if control.method == "collocation" and control.failures < self.collocation_retries:
+            return replace(control, failures=control.failures + 1)
         if control.method == "collocation":
-            control = replace(control, tau=self.largest_tau, collocation_below=_TRY_AGAIN * discrepancy)
+            control = replace(control, failures=0, tau=self.largest_tau, collocation_below=_TRY_AGAIN * discrepancy)
             return self._chosen(control, discrepancy)
         if control.failures >= self.network_retries or self.good_enough(discrepancy):
             return None  # what is left is within the resolution of the maps, at every size of the step

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jkosampler.targets.base import Target, as_target
+from jkosampler.targets.black_box import BlackBoxEvaluator
 from jkosampler.targets.evaluation import TargetEvaluator
 from jkosampler.targets.inverse_problem import BayesianInverseProblem
 
-__all__ = ["BayesianInverseProblem", "Target", "TargetEvaluator", "as_target"]
+__all__ = ["BayesianInverseProblem", "BlackBoxEvaluator", "Target", "TargetEvaluator", "as_target"]

@@ -36,7 +36,7 @@ class Target:
     observed_data, constant_data : mapping of str to array, optional
         Kept with the draws, for ArviZ.
     differentiable : bool
-        False for a black box without gradient, which no sampler of this version can use.
+        False for a black box without gradient: its values alone are used, by emulators of them.
 
     Attributes
     ----------
@@ -87,6 +87,15 @@ class Target:
             return self._log_density(x)
         with torch.no_grad():
             return self._log_density(torch.tensor(x, dtype=torch.float64)).numpy()
+
+    def black_box(self, x: Tensor) -> Tensor:
+        """What has to be computed without gradient, (n, k), at x (n, d): here the log density itself."""
+        value = self(x)
+        return value.unsqueeze(1) if isinstance(value, Tensor) and value.dim() == 1 else value
+
+    def log_density_from(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Log density (n,) from x and the outputs (n, k) of `black_box`, differentiable in both."""
+        return outputs[:, 0]
 
     def log_likelihood(self, x: Tensor) -> Tensor | None:
         """Pointwise log likelihood (n, k) at x (n, d); None where the target doesn't know it."""

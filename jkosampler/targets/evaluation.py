@@ -29,7 +29,7 @@ __all__ = ["TargetEvaluator"]
 
 # One of them differs from every d, and 1 finds a `squeeze()` that takes one axis too many.
 PROBE_SIZES = (1, 3)
-_REWRITE = "Write it in torch operations on x (torch.exp for np.exp or math.exp): this version needs the gradient"
+_REWRITE = "Write it in torch operations on x (torch.exp for np.exp or math.exp), or take targets.from_numpy"
 # What torch raises of wrong dtypes and axes, of x[1] in a batch of one, and of float(x) or math.exp(x) in a larger one.
 _USUAL = (RuntimeError, IndexError, TypeError, ValueError)
 # What torch's distributions, math and factorisations raise of parameters that over- or underflow.
@@ -48,11 +48,15 @@ class TargetEvaluator:
 
     Attributes
     ----------
+    differentiable : bool
+        Whether gradients are the target's own.
     n_evaluations : int
         Points at which the target was evaluated.
     n_calls : int
         Batched calls.
     """
+
+    differentiable = True
 
     def __init__(self, target: Target, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> None:
         self.target = target
@@ -95,7 +99,7 @@ class TargetEvaluator:
         """
         if not self.target.differentiable:
             raise TargetGradientError(
-                f"The target says differentiable=False: it is a black box. {_REWRITE}, and no black box is supported."
+                "The target says differentiable=False: it has no gradient, and an emulator of it is what engines take."
             )
         first = not self._differentiated
         with torch.inference_mode(False), torch.enable_grad(), _NoteOnError(x, self.dtype, first):
@@ -174,7 +178,7 @@ class TargetEvaluator:
     def _call(self, x: Tensor) -> Tensor:
         self.n_calls += 1
         self.n_evaluations += x.shape[0]
-        value = self.target(x)
+        value = self._values(x)
         if not isinstance(value, Tensor):
             raise TargetShapeError(
                 f"The log density must return a torch tensor of shape (n,), got {type(value).__name__}: "
@@ -185,6 +189,9 @@ class TargetEvaluator:
         if value.is_complex():
             raise TargetError("The log density must be real, got a complex tensor; take its real part.")
         return value
+
+    def _values(self, x: Tensor) -> Tensor:
+        return self.target(x)
 
     def _checked_value(self, value: Tensor, x: Tensor) -> Tensor:
         value = value.to(self.device, self.dtype)

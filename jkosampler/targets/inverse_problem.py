@@ -89,24 +89,35 @@ class BayesianInverseProblem(Target):
             differentiable=getattr(forward_model, "differentiable", True),
         )
 
-    def _log_joint(self, x: Tensor) -> Tensor:
+    def black_box(self, x: Tensor) -> Tensor:
+        """The forward model's predictions (n, k) at x (n, d)."""
+        return self._predicted(x)
+
+    def log_density_from(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Log density (n,) from x (n, d) and predictions (n, k) there, differentiable in both."""
         log_prior = self.prior.log_prob(x).to(x.device)
-        log_likelihood = self._log_likelihood_columns(x).sum(dim=1)
+        log_likelihood = self._log_likelihood_of(outputs).sum(dim=1)
         # outside the prior's support the forward model may well fail: the prior decides
         return torch.where(log_prior.isneginf(), log_prior, log_prior + log_likelihood)
 
+    def _log_joint(self, x: Tensor) -> Tensor:
+        return self.log_density_from(x, self._predicted(x))
+
     def _log_likelihood_columns(self, x: Tensor) -> Tensor:
         """Log likelihood (n, k) of each observation; (n, 1) of all together where the noise is correlated."""
-        residual = self._residual(x)
+        return self._log_likelihood_of(self._predicted(x))
+
+    def _log_likelihood_of(self, predicted: Tensor) -> Tensor:
+        residual = self._y.to(predicted.device) - predicted
         factor = self._noise_factor.to(residual)
-        lost = _beyond_range(residual, factor, x.dtype)
+        lost = _beyond_range(residual, factor, predicted.dtype)
         z = _whitened(torch.where(lost, 0.0, residual), factor)
         columns = -0.5 * z.square() - factor.diagonal().log() - 0.5 * math.log(2 * math.pi)
         columns = torch.where(lost, -math.inf, columns)
         return columns if self._independent else columns.sum(dim=1, keepdim=True)
 
-    def _residual(self, x: Tensor) -> Tensor:
-        """Observations minus model (n, k), after a look at what the forward model returned."""
+    def _predicted(self, x: Tensor) -> Tensor:
+        """Predictions (n, k), after a look at what the forward model returned."""
         predicted = self.forward_model(x)
         wanted = (x.shape[0], self._y.shape[0])
         found = tuple(predicted.shape) if isinstance(predicted, Tensor) else type(predicted).__name__
@@ -115,7 +126,7 @@ class BayesianInverseProblem(Target):
                 f"The forward model must return a torch tensor of shape {wanted}, one row for each of the "
                 f"{wanted[0]} points and one column for each of the {wanted[1]} observations y, got {found}."
             )
-        return self._y.to(predicted.device) - predicted
+        return predicted
 
 
 def _whitened(residual: Tensor, factor: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def test_gradient_that_is_not_finite_names_the_points(log_density: Callable[[Ten
 def test_black_box_has_no_gradient() -> None:
     black_box = TargetEvaluator(Target(quartic, 2, differentiable=False))
     black_box.log_density(points())
-    with pytest.raises(TargetGradientError, match=r"differentiable=False.*torch operations.*no black box is supported"):
+    with pytest.raises(TargetGradientError, match=r"differentiable=False.*no gradient"):
         black_box.value_and_grad(points())
 
 

@@ -1,0 +1,68 @@
+"""Where the flow of a target without gradient begins: an emulator and a population of it that agree with the target.
+
+Along gradients that are known only near the particles a flow from a wide start ends in whatever basin it sees first.
+So the start is evaluated at some thousand points, an emulator fitted, a population annealed to the emulated target,
+which costs nothing, and the target evaluated at some of it; where the two disagree the emulator learns, and the
+population is made anew. What comes out is a Gaussian around the population, or a mixture on its modes where these are
+separated.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from jkosampler._scout import annealed, mixture_on
+from jkosampler.energies import EnergyEvaluator
+from jkosampler.engines.output_emulator import OutputEmulator, n_held_out
+from jkosampler.errors import ArgumentError, TargetError
+from jkosampler.laws import Gaussian, Law
+
+__all__ = ["black_box_start"]
+
+logger = logging.getLogger(__name__)
+
+_FIRST, _FIRST_PER_DIMENSION = 1000, 40  # points of the start that are evaluated
+_ROUNDS = 20  # of population and emulator
+_NEARLY_ALL, _AGREED = 0.95, 1.0  # share of the population at which target and emulator may differ by so many nats
+_WIDER = 1.2  # standard deviations of the population, of the Gaussian that a flow begins with
+_SHARE_OF_BUDGET = 0.3
+
+
+def black_box_start(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> tuple[Law, str] | None:
+    """A law near the target and a word for it; None where target and emulator do not come to agree."""
+    black_box = energy.black_box
+    assert black_box is not None
+    try:
+        black_box.log_density(start.sample((_FIRST + _FIRST_PER_DIMENSION * start.dim,), generator=generator))
+        population, emulated = _agreed(energy, start, generator)
+    except (TargetError, ArgumentError, RuntimeError, ValueError) as error:
+        logger.info("no start by an emulator: %s", error)
+        return None
+    if population is None:
+        return None
+    covariance = torch.cov(population.mT).reshape(start.dim, start.dim)
+    found = mixture_on(emulated, population, [], generator)
+    if found is not None:
+        return found.mixtures.law, found.mixtures.describe()
+    return Gaussian(population.mean(0), _WIDER**2 * covariance), "a Gaussian"
+
+
+def _agreed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> tuple[Tensor | None, EnergyEvaluator]:
+    """A population of the emulated target at which the target agrees, None if there is none, and that target."""
+    black_box, n = energy.black_box, n_held_out(start.dim) // 2
+    assert black_box is not None
+    for i in range(_ROUNDS):
+        emulated = energy.with_potential(black_box.emulated(OutputEmulator.of(black_box, generator)))
+        population = annealed(emulated, start, generator, resample=True)
+        if population is None or energy.budget_used() > _SHARE_OF_BUDGET:
+            break
+        some = population[:n]
+        difference = (black_box.log_density(some) + emulated.potential(some)[0]).abs()
+        apart = float(difference.quantile(_NEARLY_ALL))
+        logger.info("round %d of emulator and target: %.3g nats apart", i + 1, apart)
+        if apart < _AGREED:
+            return population, emulated
+    return None, emulated

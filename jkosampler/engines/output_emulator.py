@@ -1,0 +1,164 @@
+"""An emulator of a black box, by least squares for its values: what steps of targets without gradient are made in.
+
+A forward model's statistical linearisation over the ensemble, which ensemble Kalman methods go along
+(Garbuno-Inigo, Hoffmann, Li, Stuart, 2020, arXiv 1903.08866), is the affine least-squares fit to its values at the
+particles. Here the fit has quadratic terms and ridge functions too, uses all points that were evaluated so far, those
+of small potential more than others, and a step is made in the posterior that has the emulator in the forward model's
+place.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from jkosampler.energies import EnergyEvaluator
+from jkosampler.engines.base import State
+from jkosampler.engines.step_solver import covering
+from jkosampler.particles import weighted_moments
+from jkosampler.potentials import draw_ridges, log_two_cosh
+from jkosampler.targets import BlackBoxEvaluator
+
+__all__ = ["OutputEmulator", "emulated_outputs", "n_held_out"]
+
+_RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
+_DATA_PER_FUNCTION, _MOST_DATA = (
+    3,
+    6,
+)  # points: fewer leave the emulator too much freedom; more, of small density, tell little
+_SLOPES, _KINKS = (0.2, 1.5), 3.0  # of the ridge functions, per whitened unit; distance within which they bend
+_HIGH = 10.0  # nats below the highest log density, and as many a dimension, from which on a point counts less and less
+_POLYNOMIAL_PRICE = 1e-4  # of squared coefficients, beside the ridges': a polynomial is hardly held back
+_LEVELS = tuple(10.0**power for power in range(-15, 0))  # of prices, relative to the largest eigenvalue
+_FEWEST_FREE, _ROUNDING = (
+    1e-3,
+    1e-28,
+)  # shares of the data: free ones at least, and what rounding leaves of their square
+_CORRECTIONS = 3  # fits after the first
+_SMALLEST = 1e-12  # relative, on the diagonal of a covariance
+_NEW, _NEW_PER_DIMENSION = 200, 20  # points of the law that are evaluated before a step, and as many after it
+_MORE = 3  # times as many, and
+_TAIL_SHARE = 0.5  # of them as many out to the tails, where an affine map is not the whole step
+
+
+class OutputEmulator:
+    """Outputs (n, k) as functions of x (n, d), by weighted least squares for values at points.
+
+    In the whitened coordinates of the points: a polynomial of degree two (one, where there are too few points), and
+    ridge functions of random directions, which generalised cross-validation keeps small.
+    """
+
+    @classmethod
+    def of(cls, black_box: BlackBoxEvaluator, generator: torch.Generator) -> OutputEmulator:
+        """An emulator of all that was evaluated so far.
+
+        Points at which the first fit promises more than there is count as what it promises, so that they mend it.
+        """
+        x, outputs, log_density = black_box.data
+        found = cls(x, outputs, log_density, generator)
+        for _ in range(_CORRECTIONS):
+            with torch.no_grad():
+                promised = black_box.target.log_density_from(x, found(x)).nan_to_num(nan=-torch.inf)
+            wrong = promised > log_density + _HIGH
+            if not bool((wrong & (promised > log_density.max() - _HIGH * (1 + x.shape[1]))).any()):
+                break
+            log_density = torch.where(wrong, promised, log_density).clamp(max=log_density.max())
+            found = cls(x, outputs, log_density, generator)
+        return found
+
+    def __init__(self, x: Tensor, outputs: Tensor, log_density: Tensor, generator: torch.Generator) -> None:
+        d = x.shape[1]
+        n_quadratic = 1 + d + d * (d + 1) // 2
+        n_ridges = min(_RIDGES_PER_DIMENSION * d, _MOST_RIDGES)
+        if len(x) > _MOST_DATA * (n_quadratic + n_ridges):
+            best = log_density.topk(_MOST_DATA * (n_quadratic + n_ridges)).indices
+            x, outputs, log_density = x[best], outputs[best], log_density[best]
+        weights = 1.0 / (1.0 + ((log_density.max() - log_density) / (_HIGH * (1 + d))).square())
+        weights = weights / weights.sum()
+        effective = float(1.0 / weights.square().sum())
+        self.centre, self.factor = _standardisation(x, weights)
+        self.i, self.j = torch.triu_indices(d, d, device=x.device)
+        if effective < _DATA_PER_FUNCTION * n_quadratic / 2:
+            self.i, self.j = self.i[:0], self.j[:0]
+        n_polynomial = 1 + d + len(self.i)
+        width = max(1, min(n_ridges, int((effective - n_polynomial) / _DATA_PER_FUNCTION)))
+        weights_of_ridges, biases = torch.empty(width, d, dtype=x.dtype), torch.empty(width, dtype=x.dtype)
+        draw_ridges(weights_of_ridges, biases, _SLOPES, _KINKS, generator)
+        self.directions, self.biases = weights_of_ridges.to(x), biases.to(x)
+        self.mean = weights @ outputs
+        self.scale = (weights @ (outputs - self.mean).square()).sqrt().clamp(min=1e-300)
+        z, root = self._whitened(x), (weights * len(x)).sqrt().unsqueeze(1)
+        functions = torch.cat([torch.ones_like(z[:, :1]), z, z[:, self.i] * z[:, self.j], self._ridges(z)], dim=1)
+        price = torch.ones(functions.shape[1], dtype=x.dtype, device=x.device)
+        price[:n_polynomial] = _POLYNOMIAL_PRICE
+        found = _fitted(root * functions, root * (outputs - self.mean) / self.scale, price)
+        self.constant, self.linear, quadratic, self.outer = found.split([1, d, len(self.i), width])
+        self.quadratic = torch.zeros(d, d, found.shape[1]).to(x)
+        self.quadratic[self.i, self.j] = quadratic
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs (n, k) at x (n, d), differentiable by torch."""
+        z = self._whitened(x)
+        y = self.constant + z @ self.linear + self._ridges(z) @ self.outer
+        if len(self.i):
+            d, _, k = self.quadratic.shape
+            y = y + (z.unsqueeze(2) * (z @ self.quadratic.reshape(d, d * k)).view(-1, d, k)).sum(1)
+        return self.mean + self.scale * y
+
+    def _whitened(self, x: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, (x - self.centre).mT, upper=False).mT
+
+    def _ridges(self, z: Tensor) -> Tensor:
+        return log_two_cosh(torch.addmm(self.biases, z, self.directions.mT))
+
+
+def _standardisation(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and a factor (d, d) of the covariance of weighted points, regular also where these are too few."""
+    mean, covariance = weighted_moments(x, weights)
+    return mean, torch.linalg.cholesky(covariance + _SMALLEST * torch.diag(covariance.diagonal() + 1e-300))
+
+
+def _fitted(functions: Tensor, y: Tensor, price: Tensor) -> Tensor:
+    """Coefficients (p, k) of functions (n, p) for data y (n, k), whose squares have relative prices (p,).
+
+    Generalised cross-validation finds the price of each column of data on its own.
+    """
+    n = len(y)
+    scale = functions.norm(dim=0).clamp(min=1e-300) * price.sqrt()
+    functions = functions / scale
+    values, axes = torch.linalg.eigh(functions.mT @ functions)
+    values = values.clamp(min=0.0)
+    projected = axes.mT @ (functions.mT @ y)
+    total = y.square().sum(0)
+    best, found = torch.full_like(total, math.inf), torch.zeros_like(projected)
+    for level in _LEVELS:
+        kept = 1.0 / (values + level * values.max())
+        coefficients = kept.unsqueeze(1) * projected
+        misfit = total - ((2.0 * kept - kept.square() * values).unsqueeze(1) * projected.square()).sum(0)
+        freedom = max(n - float((values * kept).sum()), _FEWEST_FREE * n)
+        error = misfit.clamp(min=_ROUNDING * n) / freedom**2
+        better = error < best
+        best, found = torch.where(better, error, best), torch.where(better, coefficients, found)
+    return (axes @ found) / scale.unsqueeze(1)
+
+
+def n_held_out(dim: int) -> int:
+    """Particles that judge steps of a black box."""
+    return 2 * (_NEW + _NEW_PER_DIMENSION * dim)
+
+
+def emulated_outputs(state: State, *, evaluate: bool, affine: bool) -> EnergyEvaluator:
+    """The energy with an emulator in the black box's place, fitted to all that was evaluated, also at new particles."""
+    flow = state.flow
+    black_box = flow.energy.black_box
+    assert black_box is not None
+    if evaluate:
+        n = _NEW + _NEW_PER_DIMENSION * flow.law.dim
+        n *= 1 if affine else _MORE
+        some = state.pool.x[torch.randperm(len(state.pool), generator=flow.generator)[:n].to(state.pool.x.device)]
+        far = covering(flow, 0, int(_TAIL_SHARE * n)).without_score().push_all(state.maps)
+        black_box.log_density(torch.cat([some, far.x]))
+    black_box.emulator = OutputEmulator.of(black_box, flow.generator)
+    return flow.energy.with_potential(black_box.emulated(black_box.emulator))
