@@ -5,5 +5,6 @@ from __future__ import annotations
 from jkosampler.targets.base import Target, as_target
 from jkosampler.targets.evaluation import TargetEvaluator
 from jkosampler.targets.inverse_problem import BayesianInverseProblem
+from jkosampler.targets.space import Space
 
-__all__ = ["BayesianInverseProblem", "Target", "TargetEvaluator", "as_target"]
+__all__ = ["BayesianInverseProblem", "Space", "Target", "TargetEvaluator", "as_target"]
