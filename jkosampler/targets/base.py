@@ -50,7 +50,8 @@ class Target:
         By name of a variable: "positive", "negative", an interval (low, high) with None or an infinity for no end,
         "ordered" and "positive ordered" (increasing vectors), "simplex" (k columns of sum one; the density is that of
         the first k - 1), "cholesky correlation" (the lower factor of a correlation matrix, k * k columns; the density
-        is that of the entries below the diagonal), or "real", as all others are. Boundaries are left out.
+        is that of the entries below the diagonal), or "real", as all others are. Boundaries are left out. The
+        unconstrained coordinates z are log x of a positive x and log((x - low) / (high - x)) in an interval.
     space : Space, optional
         Instead of `support`: any other bijection from R^d onto the parameters.
 
