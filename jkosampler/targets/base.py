@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -156,6 +157,8 @@ class _Unconstrained(Target):
         value = self._constrained(self._over.to_user(z).clone())
         if not isinstance(value, Tensor) or value.shape != z.shape[:1]:
             return value  # for the evaluator to refuse: a sum would hide the shape
+        # At a scale of 1e-100, say, the gradient overflows long before the value does: there is no density there.
+        value = torch.where(value < -(torch.finfo(z.dtype).max ** 0.45), -math.inf, value)
         return value + self._over.log_jacobian(z)
 
     def _log_likelihood_of_z(self, z: Tensor) -> Any:

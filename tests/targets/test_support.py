@@ -200,6 +200,14 @@ def test_a_function_that_works_in_place_keeps_its_gradient() -> None:
     torch.testing.assert_close(gradient, tensor([2.5 - 4.0, 2.5 - 4.0]))
 
 
+def test_a_scale_of_nothing_has_no_density_rather_than_no_gradient() -> None:
+    target = Target(lambda x: td.Normal(0.0, x[:, 0]).log_prob(torch.tensor(3.0)), 1, support={"x": "positive"})
+    value, gradient = TargetEvaluator(target.unconstrained).value_and_grad(tensor([-700.0], [-280.0], [-100.0], [0.0]))
+    assert value.isneginf().tolist() == [True, True, False, False]
+    assert bool(gradient.isfinite().all())
+    assert gradient[3, 0] == pytest.approx(9.0)  # -log s - 9 / (2 s^2) + log s
+
+
 def test_a_prior_inside_the_space_is_pulled_back() -> None:
     prior = td.Gamma(tensor([2.0, 3.0])[0], tensor([1.0, 2.0])[0])
     law = Target(gamma, 2, support={"x": "positive"}, prior=prior).unconstrained.prior
