@@ -264,7 +264,11 @@ def _initial_law(
         )
         return _fitted_mixture(particles, generator)
     if target is not None and target.prior is not None:
-        return target.prior
+        prior = target.prior
+        if not _is_constrained(sampler.log_target):
+            return prior
+        # a prior of z has tails like those of an exponential law, which a flow is long in making Gaussian
+        return Gaussian(prior.mean, prior.covariance).with_mass(prior.mass)
     return Gaussian(torch.zeros(dim), torch.eye(dim))
 
 

@@ -60,7 +60,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         takes its place, and a mixture on the target's modes where these are separated: `start_note_` and the logger
         "jkosampler" say so, and
         `logging.getLogger("jkosampler").setLevel(logging.ERROR)` silences that. For a target with constraints it is a
-        law of the d unconstrained coordinates z; None: of the z of the prior, unless that is cut off by constraints.
+        law of the d unconstrained coordinates z; None: the Gaussian with the mean and covariance that z has under the
+        prior, or N(0, I) where there is none or constraints cut it off.
     domain : Domain, optional
         Where the field of an L2 flow lives; or a `domains.Box` with an `initial` density on it, for a flow of densities
         between walls. None: R^d.
