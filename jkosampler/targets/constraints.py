@@ -43,7 +43,7 @@ class Constraint(ABC):
 
     @abstractmethod
     def log_jacobian(self, z: Tensor) -> Tensor:
-        """log |det dx/dz| (n,) at z (n, dim), of as many columns as are free."""
+        """`log |det dx/dz|` (n,) at z (n, dim), of as many columns as are free."""
 
     @abstractmethod
     def inside(self, x: Tensor) -> Tensor:
@@ -182,8 +182,7 @@ class CholeskyCorrelation(Constraint):
     """k * k columns, in C order, of the lower Cholesky factor L of a correlation matrix.
 
     With one z for each entry below the diagonal, L_ij = tanh z_ij / (cosh z_i1 ... cosh z_i(j-1)), and what is left of
-    the row's unit length is L_ii. Densities are those of the entries below the diagonal, as `torch.distributions.
-    LKJCholesky` has it.
+    the row's unit length is L_ii. Densities are those of the entries below the diagonal, as in torch's `LKJCholesky`.
     """
 
     what = "the Cholesky factor of a correlation matrix: lower triangular, positive diagonal, rows of length one"

@@ -76,7 +76,7 @@ class Space(ABC):
 
     @abstractmethod
     def log_jacobian(self, z: Tensor) -> Tensor:
-        """log |det dx/dz| (n,) at unconstrained points z (n, d).
+        """`log |det dx/dz|` (n,) at unconstrained points z (n, d).
 
         Of as many columns as are free: the first k - 1 of a simplex, those below the diagonal of a Cholesky factor.
         """
@@ -102,7 +102,7 @@ class Space(ABC):
         ]
 
     def by_variable(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Parameters (..., n_columns) as variables of their shapes, (..., *shape)."""
+        """Parameters (..., n_columns) as variables, each of `(..., *shape)`."""
         found, first = {}, 0
         for name, shape in self.variables.items():
             last = first + math.prod(shape)
