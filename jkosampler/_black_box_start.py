@@ -55,7 +55,7 @@ def _agreed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> 
     black_box, n = energy.black_box, n_held_out(start.dim) // 2
     assert black_box is not None
     for i in range(_ROUNDS):
-        emulated = energy.with_potential(black_box.emulated(OutputEmulator.of(black_box, generator)))
+        emulated = energy.with_black_box(black_box.emulated(OutputEmulator.of(black_box, generator)))
         population = annealed(emulated, start, generator, resample=True)
         if population is None or energy.budget_used() > _SHARE_OF_BUDGET:
             break

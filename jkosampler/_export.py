@@ -38,12 +38,12 @@ def arviz_groups(fitted: FitResult, draws: int, chains: int, generator: torch.Ge
     for name, value in (("draws", draws), ("chains", chains)):
         if not isinstance(value, int | np.integer) or value < 1:
             raise ArgumentError(f"{name} must be a positive whole number, got {value!r}.")
-    setup = fitted.setup
+    setup, seen = fitted.setup, fitted.seen
     particles = fitted.flow.particles(draws * chains, generator)
     _warn_of_folds(particles.log_rho)
-    statistics = {"log_q": _chains(particles.log_rho, chains)}
+    statistics = {"log_q": _chains(seen.log_density_shown(particles.log_rho, particles.x), chains)}
     groups: dict[str, Any] = {
-        "posterior": _variables(particles.x, setup.target, chains),
+        "posterior": _variables(particles.x, fitted, chains),
         "sample_stats": statistics,
         "step_history": _columns(fitted.history),
         "attrs": {"inference_library": "jkosampler"},
@@ -52,9 +52,11 @@ def arviz_groups(fitted: FitResult, draws: int, chains: int, generator: torch.Ge
         energy = setup.problem.energy
         assert isinstance(energy, EnergyEvaluator)
         potential, _ = energy.potential(particles.x)
-        statistics["lp"] = _chains(-potential, chains)
+        statistics["lp"] = _chains(seen.log_density_shown(-potential, particles.x), chains)
         statistics["log_weight"] = _chains(-potential - particles.log_rho, chains)
-        groups |= _of_target(setup.target, particles.x, chains, generator)
+        groups |= _of_target(setup.target, fitted, particles.x, chains, generator)
+    if setup.space is not None:
+        groups |= {"dims": setup.space.dims, "coords": setup.space.coords}
     return groups
 
 
@@ -69,7 +71,7 @@ def _warn_of_folds(log_rho: Tensor) -> None:
         )
 
 
-def _of_target(target: Target, x: Tensor, chains: int, generator: torch.Generator) -> dict[str, Any]:
+def _of_target(target: Target, fitted: FitResult, x: Tensor, chains: int, generator: torch.Generator) -> dict[str, Any]:
     groups: dict[str, Any] = {
         "observed_data": target.observed_data or None,
         "constant_data": target.constant_data or None,
@@ -81,13 +83,16 @@ def _of_target(target: Target, x: Tensor, chains: int, generator: torch.Generato
         groups["log_likelihood"] = {name: _chains(log_likelihood, chains)}
     if target.prior is not None:
         prior = target.prior.to(x.dtype, x.device).sample((len(x),), generator=generator)
-        groups["prior"] = _variables(prior, target, chains)
+        groups["prior"] = _variables(prior, fitted, chains)
     return groups
 
 
-def _variables(x: Tensor, target: Target | None, chains: int) -> dict[str, np.ndarray]:
-    """Draws by name: a scalar variable for each named coordinate, else one vector "x"."""
-    draws = _chains(x, chains)
+def _variables(x: Tensor, fitted: FitResult, chains: int) -> dict[str, np.ndarray]:
+    """Draws by name: variables of their shapes, or a scalar for each named coordinate, else one vector "x"."""
+    space, target = fitted.setup.space, fitted.setup.target
+    draws = _chains(fitted.seen.shown(x), chains)
+    if space is not None:
+        return space.by_variable(draws)
     if target is None or target.names is None:
         return {"x": draws}
     return {name: draws[..., i] for i, name in enumerate(target.names)}

@@ -5,13 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jkosampler.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from jkosampler.targets import Space
 
 __all__ = [
     "as_device",
@@ -71,15 +74,22 @@ def as_points(x: Any, dim: int, dtype: torch.dtype, device: torch.device, name: 
     return points
 
 
-def starting_particles(X: Any, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Particles (n, d) to start from, spread in every direction.
+def starting_particles(
+    X: Any, dim: int, dtype: torch.dtype, device: torch.device, space: Space | None = None
+) -> Tensor:
+    """Particles (n, d) to start from, spread in every direction; X are their parameters where there is a space.
 
     Raises
     ------
     ArgumentError
         They can't be particles of a law with a density over R^d.
     """
-    particles = as_points(X, dim, dtype, device, name="X")
+    particles = as_points(X, dim if space is None else space.n_columns, dtype, device, name="X")
+    if space is not None:
+        try:
+            particles = space.to_unconstrained(particles)
+        except ArgumentError as error:
+            raise ArgumentError(f"X: {error}") from error
     n = len(particles)
     flaw = None
     if n <= dim:

@@ -19,6 +19,7 @@ from jkosampler._inputs import torch_scope, whole_number
 from jkosampler._probes import look_outside
 from jkosampler._setup import Setup
 from jkosampler._setup_fields import FieldSetup
+from jkosampler._user_space import UserFlow
 from jkosampler.diagnostics import Report, estimate_stationarity, report_from_log_weights
 from jkosampler.diagnostics.from_weights import FEWEST_DRAWS
 from jkosampler.engines import FieldState
@@ -58,11 +59,17 @@ class FitResult:
         self.setup, self.generator, self.state = setup, generator, state
         self.history, self.stop_reason = list(history), stop_reason
         self.flow = setup.solution(state)
+        self.seen = UserFlow(self.flow, setup.space)
         self._spare_seed = spare_generator(generator).initial_seed()
 
     def after(self, state: Any, record: Bunch) -> FitResult:
         """The fit after one more step."""
         return FitResult(self.setup, self.generator, state, [*self.history, record])
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the user's points: d, but for constrained parameters."""
+        return self.setup.dim if self.setup.space is None else self.setup.space.n_columns
 
     def ended(self, state: Any, stop_reason: str) -> FitResult:
         """The same law at the end of a fit; what was computed of it stays."""
@@ -139,8 +146,8 @@ class FittedAttributes:
 
     @property
     def n_features_in_(self) -> int:
-        """d."""
-        return self._fitted.setup.dim
+        """d; of constrained parameters, their columns."""
+        return self._fitted.n_columns
 
     @property
     def n_steps_(self) -> int:
@@ -162,7 +169,7 @@ class FittedAttributes:
         """The particles of the last law, (n_particles, d); a field has none."""
         if isinstance(self._fitted.state, FieldState):
             raise UnavailableError("the flow of a field has no particles: field(x, t) is u.")
-        return self._fitted.state.pool.x.double().numpy(force=True).copy()
+        return self._fitted.seen.shown(self._fitted.state.pool.x).double().numpy(force=True).copy()
 
     @property
     def converged_(self) -> bool:

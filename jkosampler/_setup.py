@@ -30,7 +30,7 @@ from jkosampler.laws import DensityOnBox, Gaussian, Law, Mixture, as_law
 from jkosampler.metrics import Metric, as_metric
 from jkosampler.mobility import Mobility, as_mobility
 from jkosampler.particles import Particles
-from jkosampler.targets import Target, as_target
+from jkosampler.targets import Space, Target, as_target
 from jkosampler.targets.base import one_dimension
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ _ENGINES = {"lagrangian": Lagrangian, "minimizing-movement": MinimizingMovement}
 class Setup:
     """A checked problem with everything that the sampler needs beside the engine's state.
 
-    `functional` is the energy; `law` is the law at t = 0 as the user gave it, and `note` says what the particles start
-    from instead, if they do. `adaptive` says whether the step sizes are the engine's to choose.
+    All of it is in R^d; `space` says what the user's parameters are, where these are not the coordinates. `functional`
+    is the energy; `law` is the law at t = 0 as the user gave it, and `note` says what the particles start from
+    instead, if they do. `adaptive` says whether the step sizes are the engine's to choose.
     """
 
     dim: int
@@ -68,6 +69,7 @@ class Setup:
     problem: GradientFlow
     note: str | None
     adaptive: bool
+    space: Space | None
 
     @classmethod
     def of(cls, sampler: JKOSampler, X: Any, generator: torch.Generator) -> Setup:
@@ -79,12 +81,15 @@ class Setup:
             A parameter can't be used.
         """
         dtype, device, dim = as_dtype(sampler.dtype), as_device(sampler.device), _dimension(sampler, X)
-        target = None if sampler.log_target is None else as_target(sampler.log_target, dim)
+        given = None if sampler.log_target is None else as_target(sampler.log_target, dim)
+        space, target = (None, None) if given is None else (given.space, given.unconstrained)
+        dim = dim if space is None else space.dim
         energy = sampler.energy if target is None else KL(target)
+        _check_energy(energy)
         check_that_it_ends(sampler, energy, sampler.n_steps)
-        particles = None if X is None else starting_particles(X, dim, dtype, device)
+        particles = None if X is None else starting_particles(X, dim, dtype, device, space)
         engine = _engine(sampler)
-        law = _initial_law(sampler, target, particles, dim, generator)
+        law = _initial_law(sampler, target, particles, dim, generator)  # over R^d
         law, outside = _inside(law, sampler.domain)
         law = law.to(dtype, device)
         adaptive = sampler.step_size is None
@@ -108,7 +113,7 @@ class Setup:
             mobility=_mobility(sampler),
             walls=law.box if isinstance(law, DensityOnBox) else None,
         )
-        return cls(dim, dtype, device, target, energy, law, engine, problem, note, adaptive)
+        return cls(dim, dtype, device, target, energy, law, engine, problem, note, adaptive, space)
 
     def scouted(self, generator: torch.Generator) -> Setup:
         """The same with a start on the target's separated modes, where there are any that a flow would not reach."""
@@ -208,13 +213,16 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
 
 
 def _dimension(sampler: JKOSampler, X: Any) -> int:
-    """The dimension that dim, target, initial law and starting particles agree on."""
+    """The dimension that dim, target, initial law and starting particles agree on: columns of the user's points."""
     known: dict[str, int | None] = {"dim": sampler.dim, "log_target": _dim_of(sampler.log_target, "log_target")}
     for _, term in [] if sampler.energy is None else sampler.energy.terms():
         if isinstance(term, KL):
             known["energy"] = _dim_of(term.log_target, "log_target")
-    known["domain"] = _dim_of(sampler.domain, "domain")
-    known["initial"] = _dim_of(sampler.initial, "initial")
+    if not _is_constrained(sampler.log_target):  # else they are over other coordinates
+        known["domain"] = _dim_of(sampler.domain, "domain")
+        known["initial"] = _dim_of(sampler.initial, "initial")
+    elif sampler.domain is not None:
+        raise ArgumentError("domain: the parameters of log_target have constraints of their own; leave domain out.")
     known["X"] = np.shape(X)[1] if X is not None and np.ndim(X) == 2 else None
     return one_dimension(known)
 
@@ -232,13 +240,30 @@ def _dim_of(thing: Any, name: str) -> int | None:
     return int(dim)
 
 
+def _is_constrained(target: Any) -> bool:
+    return isinstance(target, Target) and target.space is not None
+
+
+def _check_energy(energy: Energy) -> None:
+    """Refuse constrained targets as a part of an energy."""
+    for _, term in energy.terms():
+        if isinstance(term, KL) and _is_constrained(term.log_target):
+            raise ArgumentError("energy: KL of a constrained target is not in this version; give it as log_target=.")
+
+
 def _initial_law(
     sampler: JKOSampler, target: Target | None, particles: Tensor | None, dim: int, generator: torch.Generator
 ) -> Law:
     if isinstance(sampler.domain, Box) and callable(sampler.initial) and not hasattr(sampler.initial, "log_prob"):
         return DensityOnBox(sampler.initial, sampler.domain)
     if sampler.initial is not None:
-        return as_law(sampler.initial, dim, name="initial")
+        law = as_law(sampler.initial, name="initial")
+        if law.dim != dim and _is_constrained(sampler.log_target):
+            raise ArgumentError(
+                f"initial must be over the {dim} unconstrained coordinates of the target's parameters, but "
+                f"{law.describe()} has dimension {law.dim}; particles with the parameters' columns go to fit(X)."
+            )
+        return as_law(law, dim, name="initial")
     if particles is not None:
         warn_user(
             "initial=None: the density of the starting particles X is that of a Gaussian mixture fitted to them; "
@@ -246,7 +271,11 @@ def _initial_law(
         )
         return _fitted_mixture(particles, generator)
     if target is not None and target.prior is not None:
-        return target.prior
+        prior = target.prior
+        if not _is_constrained(sampler.log_target):
+            return prior
+        # a prior of z has tails like those of an exponential law, which a flow is long in making Gaussian
+        return Gaussian(prior.mean, prior.covariance).with_mass(prior.mass)
     return Gaussian(torch.zeros(dim), torch.eye(dim))
 
 

@@ -35,6 +35,7 @@ class FieldSetup:
     problem: FieldFlow
     target: Any = None
     law: Any = None
+    space: Any = None
     note: Any = None
     adaptive: bool = False
 

@@ -43,7 +43,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
     ----------
     log_target : callable or Target, optional
         Unnormalised log density, torch tensor (n, d) -> (n,), differentiable; or a `Target`. The energy is then
-        its Kullback-Leibler divergence.
+        its Kullback-Leibler divergence. Of a `Target` with `support`, whatever goes in and comes out is in the user's
+        parameters, `X` and draws and densities; the flow itself moves unconstrained coordinates.
     metric : {"kalman", "wasserstein", "l2"} or Metric, optional
         None: "kalman" for a `log_target`, "wasserstein" for an `energy` of densities, "l2" for one of fields.
     mobility : "exclusion", callable or Mobility, optional
@@ -58,7 +59,9 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         at t = 0; None: the target's prior, else N(0, I). Where its density jumps and `step_size` is None, a smooth law
         takes its place, and a mixture on the target's modes where these are separated: `start_note_` and the logger
         "jkosampler" say so, and
-        `logging.getLogger("jkosampler").setLevel(logging.ERROR)` silences that.
+        `logging.getLogger("jkosampler").setLevel(logging.ERROR)` silences that. For a target with constraints it is a
+        law of the d unconstrained coordinates z; None: the Gaussian with the mean and covariance that z has under the
+        prior, or N(0, I) where there is none or constraints cut it off.
     domain : Domain, optional
         Where the field of an L2 flow lives; or a `domains.Box` with an `initial` density on it, for a flow of densities
         between walls. None: R^d.
@@ -123,7 +126,7 @@ class JKOSampler(FittedAttributes, BaseEstimator):
     n_target_evaluations_, n_target_calls_ : int
         Points evaluated so far, and the batched calls in which they came; `diagnose` and the like count too.
     n_features_in_ : int
-        d.
+        d; of constrained parameters, their columns.
     """
 
     def __init__(
@@ -270,9 +273,9 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         generator = self._stream(random_state)
         with torch_scope():
             if method == "flow":
-                draws = fitted.flow.sample(n, t=t, generator=generator)
+                draws = fitted.seen.sample(n, t=t, generator=generator)
             else:
-                draws = corrected_draws(fitted, n, method, generator)
+                draws = fitted.seen.shown(corrected_draws(fitted, n, method, generator))
         return draws if as_tensor else _to_numpy(draws)
 
     def sample_with_log_density(
@@ -285,7 +288,7 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         """
         fitted, n, t = self._fitted, whole_number(n, "n", 0), flow_time(t)
         with torch_scope():
-            draws, log_density = fitted.flow.sample_with_log_density(n, t=t, generator=self._stream(random_state))
+            draws, log_density = fitted.seen.sample_with_log_density(n, t=t, generator=self._stream(random_state))
         return (draws, log_density) if as_tensor else (_to_numpy(draws), _to_numpy(log_density))
 
     def log_density(self, x: Any, t: float | None = None) -> Any:
@@ -294,6 +297,9 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         Pulls the points back through the inverse of every map; for the sampler's own draws
         `sample_with_log_density` is cheaper.
 
+        Of constrained parameters: with respect to their free columns, all but the last of a simplex and those below the
+        diagonal of a Cholesky factor. It is -inf on the boundary and outside.
+
         Raises
         ------
         MapInversionError
@@ -301,8 +307,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         """
         fitted, t = self._fitted, flow_time(t)
         with torch_scope():
-            points = as_points(x, fitted.setup.dim, fitted.setup.dtype, fitted.setup.device)
-            return like_caller(fitted.flow.log_density(points, t=t), x)
+            points = as_points(x, fitted.n_columns, fitted.setup.dtype, fitted.setup.device)
+            return like_caller(fitted.seen.log_density(points, t=t), x)
 
     def density(self, x: Any, t: float | None = None) -> Any:
         """Density (n,) of the law at flow time t, at x (n, d): its mass times exp(log_density)."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jkosampler._export import arviz_groups
+from jkosampler._user_space import UserFlow
 from jkosampler.arviz_io import to_arviz
 from jkosampler.energies import KL, EnergyEvaluator
 from jkosampler.particles import Particles
@@ -24,9 +25,9 @@ def fitted_with(log_rho):
     x = torch.randn(len(log_rho), 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = Target(lambda x: -0.5 * x.square().sum(dim=1), 2, names=["a", "b"])
     energy = EnergyEvaluator(KL(target), dim=2, dtype=torch.float64, device=torch.device("cpu"))
-    setup = SimpleNamespace(target=target, problem=SimpleNamespace(energy=energy))
+    setup = SimpleNamespace(target=target, problem=SimpleNamespace(energy=energy), space=None)
     flow = SimpleNamespace(particles=lambda n, generator: Particles(x[:n], log_rho[:n], None))
-    return SimpleNamespace(setup=setup, flow=flow, history=[])
+    return SimpleNamespace(setup=setup, flow=flow, seen=UserFlow(flow, None), history=[])
 
 
 def test_draws_without_a_density_stay_nan_and_are_said(caplog):

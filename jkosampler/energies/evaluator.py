@@ -96,6 +96,8 @@ class EnergyEvaluator:
     def black_box(self) -> BlackBoxEvaluator | None:
         """The target without gradient, if there is one."""
         found = [evaluator for _, evaluator in self._potentials if isinstance(evaluator, BlackBoxEvaluator)]
+        if len(found) > 1:
+            raise ArgumentError("energy: only one of its targets may be without gradient.")
         return found[0] if found else None
 
     @property
@@ -112,6 +114,12 @@ class EnergyEvaluator:
         """The same energy with another potential, V less the log density of this evaluator."""
         other = copy(self)
         other._potentials = [(1.0, evaluator)]
+        return other
+
+    def with_black_box(self, evaluator: TargetEvaluator) -> EnergyEvaluator:
+        """The same energy with this evaluator in the place of the target without gradient."""
+        other, black_box = copy(self), self.black_box
+        other._potentials = [(c, evaluator if known is black_box else known) for c, known in self._potentials]
         return other
 
     def check_start(self, x: Tensor) -> None:

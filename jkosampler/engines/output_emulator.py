@@ -161,4 +161,4 @@ def emulated_outputs(state: State, *, evaluate: bool, affine: bool) -> EnergyEva
         far = covering(flow, 0, int(_TAIL_SHARE * n)).without_score().push_all(state.maps)
         black_box.log_density(torch.cat([some, far.x]))
     black_box.emulator = OutputEmulator.of(black_box, flow.generator)
-    return flow.energy.with_potential(black_box.emulated(black_box.emulator))
+    return flow.energy.with_black_box(black_box.emulated(black_box.emulator))

@@ -6,5 +6,6 @@ from jkosampler.targets.base import Target, as_target
 from jkosampler.targets.black_box import BlackBoxEvaluator
 from jkosampler.targets.evaluation import TargetEvaluator
 from jkosampler.targets.inverse_problem import BayesianInverseProblem
+from jkosampler.targets.space import Space
 
-__all__ = ["BayesianInverseProblem", "BlackBoxEvaluator", "Target", "TargetEvaluator", "as_target"]
+__all__ = ["BayesianInverseProblem", "BlackBoxEvaluator", "Space", "Target", "TargetEvaluator", "as_target"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from torch.distributions import Distribution
 
 from jkosampler.errors import ArgumentError
 from jkosampler.laws import Law, as_law
+from jkosampler.targets.pulled_law import pulled_law
+from jkosampler.targets.space import Space
+from jkosampler.targets.support import space_of
 
 __all__ = ["Target", "as_target"]
 
@@ -21,6 +26,9 @@ LogDensity = Callable[[Tensor], Tensor]
 class Target:
     """An unnormalised log density over R^d; call it with points (n, d) for values (n,).
 
+    With constraints, by `support` or `space`, it is one over the parameters as the user has them, without a Jacobian:
+    d counts their columns, and `unconstrained` is the density that a flow in R^d has for a target.
+
     Parameters
     ----------
     log_density : callable (n, d) -> (n,)
@@ -28,20 +36,31 @@ class Target:
     dim : int, optional
         d; may be left out where `names` or `prior` knows it.
     names : sequence of str, optional
-        One name for each coordinate. None: one vector variable "x".
+        One name for each coordinate. None: one vector variable "x". With constraints, coordinates named "w[0]",
+        "w[1]", ... are one variable "w" of shape (k,), and "L[0,0]", "L[0,1]", ... a matrix.
     prior : Law or torch Distribution, optional
-        Prior of the posterior whose density this is.
+        Prior of the posterior whose density this is, over the same d columns. It is not renormalised where constraints
+        cut it off.
     log_likelihood : callable (n, d) -> (n, k), optional
         Pointwise log likelihood of k observations.
     observed_data, constant_data : mapping of str to array, optional
         Kept with the draws, for ArviZ.
     differentiable : bool
         False for a black box without gradient: its values alone are used, by emulators of them.
+    support : mapping of str to constraint, optional
+        By name of a variable: "positive", "negative", an interval (low, high) with None or an infinity for no end,
+        "ordered" and "positive ordered" (increasing vectors), "simplex" (k columns of sum one; the density is that of
+        the first k - 1), "cholesky correlation" (the lower factor of a correlation matrix, k * k columns; the density
+        is that of the entries below the diagonal), or "real", as all others are. Boundaries are left out. The
+        unconstrained coordinates z are log x of a positive x and log((x - low) / (high - x)) in an interval.
+    space : Space, optional
+        Instead of `support`: any other bijection from R^d onto the parameters.
 
     Attributes
     ----------
     dim : int
     names : list of str, or None
+    space : Space or None
     prior : Law or None
     observed_data, constant_data : dict of str to ndarray
     differentiable : bool
@@ -49,8 +68,11 @@ class Target:
     Raises
     ------
     ArgumentError
-        `log_density` can't be called, or `dim` is unknown or contradicts `names` or `prior`.
+        `log_density` can't be called, or `dim` is unknown or contradicts `names`, `space` or `prior`, or `support`
+        doesn't fit the names.
     """
+
+    space: Space | None = None
 
     def __init__(
         self,
@@ -63,6 +85,8 @@ class Target:
         observed_data: Mapping[str, Any] | None = None,
         constant_data: Mapping[str, Any] | None = None,
         differentiable: bool = True,
+        support: Mapping[str, Any] | None = None,
+        space: Space | None = None,
     ) -> None:
         if not callable(log_density):
             raise ArgumentError(f"log_density must be a callable (n, d) -> (n,), got {type(log_density).__name__}.")
@@ -72,9 +96,11 @@ class Target:
             {
                 "dim": dim,
                 "names": None if self.names is None else len(self.names),
+                "space": getattr(space, "n_columns", None),
                 "prior": None if self.prior is None else self.prior.dim,
             }
         )
+        self.space = _space(support, space, self.names, self.dim)
         self.observed_data = {key: np.asarray(value) for key, value in (observed_data or {}).items()}
         self.constant_data = {key: np.asarray(value) for key, value in (constant_data or {}).items()}
         self.differentiable = bool(differentiable)
@@ -101,8 +127,59 @@ class Target:
         """Pointwise log likelihood (n, k) at x (n, d); None where the target doesn't know it."""
         return None if self._log_likelihood is None else self._log_likelihood(x)
 
+    @cached_property
+    def unconstrained(self) -> Target:
+        """The target over R^d that a flow moves particles to: the target itself where there are no constraints.
+
+        Of z with x = x(z): log density plus log Jacobian. A subclass that has this density from elsewhere overrides it.
+        """
+        return self if self.space is None else _Unconstrained(self, self.space)
+
+    def user_points(self, x: Tensor) -> Tensor:
+        """Points (n, d) of this target as the user knows them, for messages."""
+        return x
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dim={self.dim}, names={self.names})"
+
+
+class _Unconstrained(Target):
+    """A constrained target as a density over R^d."""
+
+    def __init__(self, constrained: Target, over: Space) -> None:
+        super().__init__(
+            self._log_density_of_z,
+            over.dim,
+            log_likelihood=self._log_likelihood_of_z,
+            observed_data=constrained.observed_data,
+            constant_data=constrained.constant_data,
+            differentiable=constrained.differentiable,
+        )
+        self._constrained, self._over = constrained, over
+        self.prior = None if constrained.prior is None else pulled_law(constrained.prior, over)
+
+    def user_points(self, x: Tensor) -> Tensor:
+        return self._over.to_user(x)
+
+    def black_box(self, z: Tensor) -> Tensor:
+        return self._constrained.black_box(self._over.to_user(z).clone())
+
+    def log_density_from(self, z: Tensor, outputs: Tensor) -> Tensor:
+        return self._with_jacobian(self._constrained.log_density_from(self._over.to_user(z), outputs), z)
+
+    def _log_density_of_z(self, z: Tensor) -> Tensor:
+        # a copy, since a function that works in place would break the gradient of x(z)
+        return self._with_jacobian(self._constrained(self._over.to_user(z).clone()), z)
+
+    def _with_jacobian(self, value: Any, z: Tensor) -> Tensor:
+        if not isinstance(value, Tensor) or value.shape != z.shape[:1]:
+            return value  # for the evaluator to refuse: a sum would hide the shape
+        # At a scale of 1e-100, say, the gradient overflows long before the value does: there is no density there.
+        value = torch.where(value < -(torch.finfo(z.dtype).max ** 0.45), -math.inf, value)
+        return value + self._over.log_jacobian(z)
+
+    def _log_likelihood_of_z(self, z: Tensor) -> Any:
+        return self._constrained.log_likelihood(self._over.to_user(z))
 
 
 def as_target(target: Any, dim: int | None = None) -> Target:
@@ -153,6 +230,14 @@ def one_dimension(candidates: Mapping[str, int | None]) -> int:
     if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
         raise ArgumentError(f"dim must be a positive whole number, got {dim!r}.")
     return int(dim)
+
+
+def _space(support: Mapping[str, Any] | None, space: Space | None, names: list[str] | None, dim: int) -> Space | None:
+    if support is not None and space is not None:
+        raise ArgumentError("support and space both say what the constraints are: give one of them.")
+    if not isinstance(space, Space | None):
+        raise ArgumentError(f"space must be a jkosampler.targets.Space, got {type(space).__name__}; or give support=.")
+    return space if support is None else space_of(support, names, dim)
 
 
 def _checked_names(names: Sequence[str] | None) -> list[str] | None:

@@ -69,7 +69,7 @@ class BlackBoxEvaluator(TargetEvaluator):
         if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[0] != x.shape[0]:
             found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise TargetShapeError(
-                f"The log density must return one number for each of {len(x)} points, a tensor ({len(x)},), got {found}."
+                f"The log density must return a number for each of {len(x)} points, a tensor ({len(x)},), got {found}."
             )
         value = self.target.log_density_from(x, outputs)
         usable = value.isfinite() & outputs.isfinite().all(1)

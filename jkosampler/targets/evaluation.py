@@ -80,7 +80,7 @@ class TargetEvaluator:
             It raises ValueError, ArithmeticError or LinAlgError, or, while `probe` has not passed yet, RuntimeError,
             IndexError or TypeError.
         """
-        with torch.inference_mode(False), torch.no_grad(), _NoteOnError(x, self.dtype, first=not self._probed):
+        with torch.inference_mode(False), torch.no_grad(), _NoteOnError(self._shape(x), self.dtype, not self._probed):
             # a copy, since a function that works in place would move the particles
             x = x.detach().to(self.device, self.dtype, copy=True)
             return self._checked_value(self._call(x), x)
@@ -102,7 +102,7 @@ class TargetEvaluator:
                 "The target says differentiable=False: it has no gradient, and an emulator of it is what engines take."
             )
         first = not self._differentiated
-        with torch.inference_mode(False), torch.enable_grad(), _NoteOnError(x, self.dtype, first):
+        with torch.inference_mode(False), torch.enable_grad(), _NoteOnError(self._shape(x), self.dtype, first):
             x = x.detach().to(self.device, self.dtype, copy=True).requires_grad_(True)
             raw = self._call(x)
             value = self._checked_value(raw, x)
@@ -115,7 +115,7 @@ class TargetEvaluator:
         self._differentiated = True
         value = value.detach()
         gradient = torch.where(value.isneginf()[:, None], 0.0, gradient)
-        _refuse_points(
+        self._refuse_points(
             ~gradient.isfinite().all(dim=1),
             x,
             TargetGradientError,
@@ -135,7 +135,7 @@ class TargetEvaluator:
         """
         value = self.log_density(x)
         if bool(value.isneginf().all()):
-            _refuse_points(
+            self._refuse_points(
                 value.isneginf(),
                 x,
                 StartError,
@@ -185,7 +185,7 @@ class TargetEvaluator:
                 f"{_REWRITE[0].lower()}{_REWRITE[1:]}."
             )
         if tuple(value.shape) != (x.shape[0],):
-            raise TargetShapeError(_shape_message(tuple(value.shape), tuple(x.shape)))
+            raise TargetShapeError(_shape_message(tuple(value.shape), self._shape(x)))
         if value.is_complex():
             raise TargetError("The log density must be real, got a complex tensor; take its real part.")
         return value
@@ -195,7 +195,7 @@ class TargetEvaluator:
 
     def _checked_value(self, value: Tensor, x: Tensor) -> Tensor:
         value = value.to(self.device, self.dtype)
-        _refuse_points(
+        self._refuse_points(
             value.isnan() | value.isposinf(),
             x,
             TargetValueError,
@@ -203,6 +203,22 @@ class TargetEvaluator:
             "Return -inf where the density is zero; guard logarithms and square roots of negative numbers.",
         )
         return value
+
+    def _shape(self, x: Tensor) -> tuple[int, int]:
+        """Shape of the points that the user's function has received for x (n, d)."""
+        return len(x), self.target.user_points(x[:1]).shape[1]
+
+    def _refuse_points(
+        self, bad: Tensor, x: Tensor, error: type[TargetError | StartError], what: str, remedy: str
+    ) -> None:
+        """Raise `error` if any row is bad, with the first rows as data, as the user knows them."""
+        if not bool(bad.any()):
+            return
+        indices = bad.nonzero()[:, 0].cpu().numpy()
+        points = self.target.user_points(x.detach()).cpu().numpy()
+        where = describe_points(points, indices)
+        message = f"{what} at {len(indices)} of {len(points)} points: {where}. {remedy}"
+        raise error(message, points=points[indices[:10]], indices=indices[:10])
 
 
 def _shape_message(found: tuple[int, ...], points: tuple[int, ...]) -> str:
@@ -217,25 +233,14 @@ def _shape_message(found: tuple[int, ...], points: tuple[int, ...]) -> str:
     return message + "return one number for each row of x."
 
 
-def _refuse_points(bad: Tensor, x: Tensor, error: type[TargetError | StartError], what: str, remedy: str) -> None:
-    """Raise `error` if any row is bad, with the first rows as data."""
-    if not bool(bad.any()):
-        return
-    indices = bad.nonzero()[:, 0].cpu().numpy()
-    points = x.detach().cpu().numpy()
-    where = describe_points(points, indices)
-    message = f"{what} at {len(indices)} of {len(points)} points: {where}. {remedy}"
-    raise error(message, points=points[indices[:10]], indices=indices[:10])
-
-
 class _NoteOnError:
     """Adds the shape of the points to an exception of the user's code, which passes through.
 
     At the first calls the exceptions that a function not written for batches of torch points raises are explained.
     """
 
-    def __init__(self, x: Tensor, dtype: torch.dtype, first: bool) -> None:
-        self.points = f"a {dtype} tensor of shape {tuple(x.shape)}".replace("torch.", "")
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, first: bool) -> None:
+        self.points = f"a {dtype} tensor of shape {shape}".replace("torch.", "")
         self.first = first
 
     def __enter__(self) -> None:

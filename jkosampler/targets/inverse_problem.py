@@ -9,7 +9,7 @@ so that the log evidence of this target is log p(y). (The potential Phi of the D
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,9 @@ class BayesianInverseProblem(Target):
         Instead of `prior`: the prior N(0, prior_std^2), coordinates independent.
     names : sequence of str, optional
         Names of the coordinates; None: those of the forward model.
+    support : mapping of str to constraint, optional
+        Constraints on x, in the words of `Target`. The prior is over the constrained x, and taken as it is: where
+        constraints cut it off, log p(y) has the mass that is left of it as a factor.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class BayesianInverseProblem(Target):
         prior: Law | Distribution | None = None,
         prior_std: Any = None,
         names: Sequence[str] | None = None,
+        support: Mapping[str, Any] | None = None,
     ) -> None:
         if not callable(forward_model):
             raise ArgumentError(f"forward_model must be a callable (n, d) -> (n, k), got {forward_model!r}.")
@@ -87,6 +91,7 @@ class BayesianInverseProblem(Target):
             observed_data={"y": self._y.cpu()},
             constant_data={"noise_cov": covariance.cpu(), **getattr(forward_model, "constant_data", {})},
             differentiable=getattr(forward_model, "differentiable", True),
+            support=support,
         )
 
     def black_box(self, x: Tensor) -> Tensor:

@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from jkosampler.errors import ArgumentError
 
 __all__ = ["Space"]
 
@@ -73,10 +76,33 @@ class Space(ABC):
 
     @abstractmethod
     def log_jacobian(self, z: Tensor) -> Tensor:
-        """log |det dx/dz| (n,) at unconstrained points z (n, d)."""
+        """`log |det dx/dz|` (n,) at unconstrained points z (n, d).
+
+        Of as many columns as are free: the first k - 1 of a simplex, those below the diagonal of a Cholesky factor.
+        """
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Whether each row of x (n, n_columns) is inside the space, which its boundary is not: bool (n,)."""
+        try:
+            self.to_unconstrained(x)
+        except ArgumentError:
+            if len(x) == 1:
+                return torch.zeros(1, dtype=torch.bool, device=x.device)
+            half = len(x) // 2  # few rows are outside, as a rule
+            return torch.cat([self.contains(x[:half]), self.contains(x[half:])])
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    @property
+    def column_names(self) -> list[str]:
+        """A name for each column: that of a scalar variable, or the variable's with the entry's indices."""
+        return [
+            f"{name}[{','.join(map(str, index))}]" if shape else name
+            for name, shape in self.variables.items()
+            for index in np.ndindex(shape)
+        ]
 
     def by_variable(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Parameters (..., n_columns) as variables of their shapes, (..., *shape)."""
+        """Parameters (..., n_columns) as variables, each of `(..., *shape)`."""
         found, first = {}, 0
         for name, shape in self.variables.items():
             last = first + math.prod(shape)
