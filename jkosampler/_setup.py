@@ -133,7 +133,9 @@ class Setup:
                 f"{problem.energy.n_evaluations} evaluations, sees the target, instead of the {self.law.describe()}. "
                 "log_density(x, t=0) is still that of the law given."
             )
-            return replace(self, problem=replace(problem, law=law), note=note)
+            assert isinstance(problem.control, AdaptiveSteps)
+            near = replace(problem.control, first_tau=problem.control.second_tau)
+            return replace(self, problem=replace(problem, law=law, control=near), note=note)
         found = scout(problem.energy, problem.law, generator)
         if found is None:
             return self
