@@ -30,8 +30,9 @@ class BayesianInverseProblem(Target):
     Parameters
     ----------
     forward_model : callable (n, d) -> (n, k)
-        G. Its attributes `dim`, `output_dim`, `names`, `differentiable` and `constant_data` are used where it
-        has them (`jkosampler.forward.ForwardModel` says what they are).
+        G. Its attributes `dim`, `output_dim`, `names`, `differentiable`, `rejects_failed_runs`, `n_failed` and
+        `constant_data` are used where it has them (`jkosampler.forward.ForwardModel` says what they are). It is
+        called only at points in the prior's support.
     y : array_like (k,)
         The observations.
     noise_cov : array_like (k, k), optional
@@ -89,17 +90,30 @@ class BayesianInverseProblem(Target):
             differentiable=getattr(forward_model, "differentiable", True),
         )
 
+    @property
+    def n_failed(self) -> int:
+        """Runs of the forward model that failed so far, where it rejects these: the density is zero there."""
+        return int(getattr(self.forward_model, "n_failed", 0))
+
     def _log_joint(self, x: Tensor) -> Tensor:
         log_prior = self.prior.log_prob(x).to(x.device)
-        log_likelihood = self._log_likelihood_columns(x).sum(dim=1)
-        # outside the prior's support the forward model may well fail: the prior decides
-        return torch.where(log_prior.isneginf(), log_prior, log_prior + log_likelihood)
+        outside = log_prior.isneginf()
+        if not bool(outside.any()):
+            return log_prior + self._log_likelihood_columns(x).sum(dim=1)
+        # outside the prior's support the forward model may well fail, by an exception even: it is not asked
+        log_likelihood = 0.0 * x[:, 0]
+        if not bool(outside.all()):
+            inside = self._log_likelihood_columns(x[~outside]).sum(dim=1)
+            log_likelihood = log_likelihood.to(inside.dtype).masked_scatter(~outside, inside)
+        return torch.where(outside, log_prior, log_prior + log_likelihood)
 
     def _log_likelihood_columns(self, x: Tensor) -> Tensor:
         """Log likelihood (n, k) of each observation; (n, 1) of all together where the noise is correlated."""
         residual = self._residual(x)
         factor = self._noise_factor.to(residual)
         lost = _beyond_range(residual, factor, x.dtype)
+        if getattr(self.forward_model, "rejects_failed_runs", False):
+            lost = lost | residual.isnan().any(dim=1, keepdim=True)
         z = _whitened(torch.where(lost, 0.0, residual), factor)
         columns = -0.5 * z.square() - factor.diagonal().log() - 0.5 * math.log(2 * math.pi)
         columns = torch.where(lost, -math.inf, columns)
