@@ -42,6 +42,10 @@ class Call:
     function: Callable[..., Any]
     units: tuple[tuple[int, ...], ...]
     stop: bool
+    remote: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "remote": True}
 
     def chunk(self, form: Form, locate: bool, *arrays: np.ndarray) -> tuple[list[np.ndarray], list[Failure]]:
         """Outputs (n, ...) of a chunk and its failures; what a failing batch holds is looked for row by row."""
@@ -52,8 +56,8 @@ class Call:
             except ResourceError:
                 raise
             except Exception as error:
-                if not locate or n == 1:
-                    return self.nothing(n), [Failure(0, _portable(error))]
+                if not locate or n == 1 or isinstance(error, TargetShapeError):
+                    return self.nothing(n), [Failure(0, self._sent(error))]
                 form = "row"
         outputs, failures = self.nothing(n), []
         for i in range(n):
@@ -65,7 +69,7 @@ class Call:
             except ResourceError:
                 raise
             except Exception as error:
-                failures.append(Failure(i, _portable(error)))
+                failures.append(Failure(i, self._sent(error)))
                 if self.stop:
                     break
         return outputs, failures
@@ -77,6 +81,18 @@ class Call:
         elif not isinstance(raw, tuple | list) or len(raw) != len(self.units):
             raise TargetShapeError(f"It must return {len(self.units)} arrays, got {type(raw).__name__}.")
         return [_shaped(part, lead + unit) for part, unit in zip(raw, self.units, strict=True)]
+
+    def _sent(self, error: Exception) -> Exception:
+        """The exception; from another process in a form that this one can read, with the line that raised it."""
+        if not self.remote:
+            return error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        error.add_note(f"Raised in {frame.filename}, line {frame.lineno}, in {frame.name}.")
+        return error
 
     def nothing(self, n: int) -> list[np.ndarray]:
         return [np.full((n, *unit), np.nan) for unit in self.units]
@@ -91,14 +107,3 @@ def _shaped(value: Any, wanted: tuple[int, ...]) -> np.ndarray:
     if array.shape not in (wanted, (*wanted, 1)) and (*array.shape, 1) != wanted:
         raise TargetShapeError(f"It must return shape {wanted}, got {array.shape}.")
     return array.reshape(wanted)
-
-
-def _portable(error: Exception) -> Exception:
-    """The exception with the line that raised it, in a form that any process can read."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
-    error.add_note(f"Raised in {frame.filename}, line {frame.lineno}, in {frame.name}.")
-    return error

@@ -112,8 +112,10 @@ class PointFunction:
         for piece, (_, failed) in zip(pieces, chunks, strict=True):
             failures += [Failure(start + failure.index, failure.error) for failure in failed]
             start += len(piece[0])
-        if failures and self._call.stop:
-            raise self._described(failures[0], arrays[0])
+        # a wrong shape is a fault of the function, not of the run
+        errors = [failure for failure in failures if self._call.stop or isinstance(failure.error, TargetShapeError)]
+        if errors:
+            raise self._described(errors[0], arrays[0])
         self._note_first(failures, arrays[0])
         self._worked = self._worked or len(failures) < n
         return tuple(np.concatenate([outputs[i] for outputs, _ in chunks]) for i in range(len(self._call.units)))

@@ -42,7 +42,7 @@ class Servers:
     timeout : float
         Seconds that a request may take.
     retries : int
-        Further attempts of a request that finds no server, with pauses of .1, .2, .4 .. 5 s for a server without answer.
+        Further attempts of a request that finds no server; one that did not answer is left alone for .1, .2, .4 .. 5 s.
 
     Raises
     ------

@@ -100,7 +100,7 @@ class BlackBox(ForwardModel):
         self.rejects_failed_runs = on_failure == "reject"
         self.differentiable = jacobian is not None or vjp is not None
         self.n_failed = 0
-        self._chunks = ChunkMap(executor, chunk_size)
+        self._chunks = executor if isinstance(executor, ChunkMap) else ChunkMap(executor, chunk_size)
         n, k = self.dim, self.output_dim
         self._run = self._points(function, (k,), "The forward model", vectorized, self.rejects_failed_runs)
         self._vjp = None if vjp is None else self._points(vjp, (n,), "vjp", vectorized)

@@ -24,8 +24,8 @@ class UMBridge(BlackBox):
     Parameters
     ----------
     url : str or sequence of str
-        Where the server listens, such as "http://127.0.0.1:4242"; several servers of the same model share the load, each
-        with one request at a time.
+        Where the server listens, such as "http://127.0.0.1:4242"; several servers of the same model share the
+        load, each with one request at a time.
     name : str
         Of the model on the server.
     config : mapping, optional
@@ -33,7 +33,8 @@ class UMBridge(BlackBox):
     names : sequence of str, optional
         Names of the parameters.
     timeout : float
-        Seconds that an evaluation may take. One that takes longer is a failed run, although the server may go on with it.
+        Seconds that an evaluation may take. One that takes longer is a failed run, although the server may go on
+        with it.
     retries : int
         Further attempts, after pauses of .1, .2, .4 .. 5 s, where no server answers at all.
     on_failure : {"raise", "reject"}
@@ -95,11 +96,9 @@ class UMBridge(BlackBox):
             names=names,
             vjp=remote.pulled_back if gradient else None,
             vectorized=False,
-            executor=executor,
+            executor=ChunkMap(chunk_size=1, n_threads=len(urls)) if executor is None and len(urls) > 1 else executor,
             on_failure=on_failure,
         )
-        if executor is None and len(urls) > 1:
-            self._chunks.__dict__.update(ChunkMap(chunk_size=1, n_threads=len(urls)).__dict__)
 
 
 class _Remote:
@@ -140,16 +139,19 @@ def _described(servers: Servers, url: str, name: str, config: dict[str, Any]) ->
             raise ArgumentError(f"name: there is no model {name!r} at {url}, but {', '.join(map(repr, models))}.")
         support = servers.ask("/ModelInfo", {"name": name}, url).get("support", {})
         body = {"name": name, "config": config}
-        inputs = servers.ask("/InputSizes", body, url).get("inputSizes")
-        outputs = servers.ask("/OutputSizes", body, url).get("outputSizes")
+        inputs: Any = servers.ask("/InputSizes", body, url).get("inputSizes")
+        outputs: Any = servers.ask("/OutputSizes", body, url).get("outputSizes")
     except RunError as error:
         raise ArgumentError(f"url: {url} does not answer like an UM-Bridge server of protocol 1.0: {error}") from error
     if not support.get("Evaluate", False):
         raise ArgumentError(f"name: the model {name!r} at {url} can't be evaluated, says the server.")
-    for what, sizes in (("input", inputs), ("output", outputs)):
-        if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes) or sum(sizes) < 1:
-            raise ArgumentError(f"url: the {what} sizes of the model {name!r} at {url} can't be used: {sizes!r}.")
-    return inputs, outputs, bool(support.get("Gradient", False))
+    if not _are_sizes(inputs) or not _are_sizes(outputs):
+        raise ArgumentError(f"url: the sizes of the model {name!r} at {url} can't be used: {inputs!r}, {outputs!r}.")
+    return list(inputs), list(outputs), bool(support.get("Gradient", False))
+
+
+def _are_sizes(sizes: Any) -> bool:
+    return isinstance(sizes, list) and all(isinstance(size, int) for size in sizes) and sum(sizes) > 0
 
 
 def _split(x: np.ndarray, sizes: Sequence[int]) -> list[list[float]]:
