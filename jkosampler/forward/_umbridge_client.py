@@ -13,6 +13,7 @@ import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,6 +59,7 @@ class Servers:
     def _fresh_start(self) -> None:
         self._lock = threading.Lock()
         self._idle: dict[str, list[http.client.HTTPConnection]] = {url: [] for url in self.urls}
+        weakref.finalize(self, _close, self._idle)
         self._load = dict.fromkeys(self.urls, 0)
         self._failures = dict.fromkeys(self.urls, 0)
         self._rests_until = dict.fromkeys(self.urls, 0.0)
@@ -171,6 +173,12 @@ class Servers:
 
 class _TimedOut(Exception):  # noqa: N818 - it never leaves this file
     """A connected server did not answer in time; one that can't be connected to in time is like one that is away."""
+
+
+def _close(idle: dict[str, list[http.client.HTTPConnection]]) -> None:
+    for connections in idle.values():
+        for connection in connections:
+            connection.close()
 
 
 def _understood(status: int, text: str) -> dict[str, Any]:
