@@ -266,14 +266,21 @@ def test_bad_arguments_are_named(arguments: dict[str, object], match: str) -> No
         UMBridge(**arguments)
 
 
-def test_nobody_at_home_is_an_error_at_once() -> None:
+def test_nobody_at_home_is_an_error_after_some_pauses() -> None:
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match=r"at 3 attempts \(ConnectionRefusedError"):
+        UMBridge("http://127.0.0.1:1", retries=2)
+    assert 0.3 <= time.monotonic() - started < 2.0  # .1 and .2 s
     with pytest.raises(ResourceError, match=r"http://127.0.0.1:1 at 1 attempts \(ConnectionRefusedError"):
         UMBridge("http://127.0.0.1:1", retries=0)
 
 
 @pytest.mark.slow
 def test_the_elliptic_posterior_over_http(url: str) -> None:
-    """Explicit steps evaluate each particle once a step; the evidence is a quadrature's, errors are the README's."""
+    """Explicit steps evaluate each particle once a step; evidence and median of u1 are those of a quadrature.
+
+    The fit's own standard error of the evidence is 2e-5; that of the median of 2000 draws is 0.0033.
+    """
     problem = UMBridge(url, names=["u1", "u2"]).posterior(**DATA)
     start = laws.Product([laws.Normal(0.0, 1.0), laws.Uniform(90.0, 110.0)])
     engine = engines.Lagrangian(potential="explicit")
@@ -287,5 +294,7 @@ def test_the_elliptic_posterior_over_http(url: str) -> None:
         progress=False,
     ).fit()
     report = sampler.diagnose(2000)
-    assert report.log_evidence == pytest.approx(-60.593868, abs=0.02)
-    assert np.median(sampler.sample(2000)[:, 0]) == pytest.approx(-2.7203, abs=0.02)
+    assert report.log_evidence == pytest.approx(-60.593868, abs=1e-3)
+    assert report.converged
+    assert sampler.n_target_evaluations_ < 60_000
+    assert np.median(sampler.sample(2000)[:, 0]) == pytest.approx(-2.7203, abs=0.015)
