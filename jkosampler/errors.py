@@ -18,6 +18,7 @@ __all__ = [
     "MissingDependencyError",
     "NotFittedError",
     "PointsError",
+    "ResourceError",
     "StartError",
     "TargetCallError",
     "TargetError",
@@ -51,6 +52,13 @@ class MissingDependencyError(JKOSamplerError, ImportError):
 
 class FitError(JKOSamplerError, RuntimeError):
     """The fit can't go on; the sampler keeps the steps that it accepted so far."""
+
+
+class ResourceError(JKOSamplerError):
+    """What carries the evaluations out is gone: workers of an executor are lost, a server does not answer.
+
+    No fault of the points: no step is tried again for it, and no run counts as failed.
+    """
 
 
 class PointsError(JKOSamplerError, ValueError):

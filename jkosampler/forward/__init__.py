@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from jkosampler.forward.base import ForwardModel
+from jkosampler.forward.black_box import BlackBox
+from jkosampler.forward.darcy import Darcy1D
 from jkosampler.forward.elliptic import EllipticBVP, solve_diffusion
+from jkosampler.forward.umbridge import UMBridge
 
-__all__ = ["EllipticBVP", "ForwardModel", "solve_diffusion"]
+__all__ = ["BlackBox", "Darcy1D", "EllipticBVP", "ForwardModel", "UMBridge", "solve_diffusion"]

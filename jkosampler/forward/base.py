@@ -31,6 +31,10 @@ class ForwardModel(ABC):
         Names of the parameters.
     differentiable : bool
         False for a black box, which torch can't differentiate.
+    rejects_failed_runs : bool
+        Whether a row with NaN is a failed run, at which a posterior is zero; else NaN is an error.
+    n_failed : int
+        Failed runs so far.
     constant_data : dict of str to ndarray
         Constants of the model that belong to the record of a fit.
     """
@@ -39,6 +43,8 @@ class ForwardModel(ABC):
     output_dim: int
     names: list[str] | None = None
     differentiable: bool = True
+    rejects_failed_runs: bool = False
+    n_failed: int = 0
 
     @property
     def constant_data(self) -> dict[str, np.ndarray]:

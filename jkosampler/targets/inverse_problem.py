@@ -30,8 +30,9 @@ class BayesianInverseProblem(Target):
     Parameters
     ----------
     forward_model : callable (n, d) -> (n, k)
-        G. Its attributes `dim`, `output_dim`, `names`, `differentiable` and `constant_data` are used where it
-        has them (`jkosampler.forward.ForwardModel` says what they are).
+        G. Its attributes `dim`, `output_dim`, `names`, `differentiable`, `rejects_failed_runs`, `n_failed` and
+        `constant_data` are used where it has them (`jkosampler.forward.ForwardModel` says what they are). It is
+        called only at points in the prior's support.
     y : array_like (k,)
         The observations.
     noise_cov : array_like (k, k), optional
@@ -94,19 +95,31 @@ class BayesianInverseProblem(Target):
             support=support,
         )
 
+    @property
+    def n_failed(self) -> int:
+        """Runs of the forward model that failed so far, where it rejects these: the density is zero there."""
+        return int(getattr(self.forward_model, "n_failed", 0))
+
     def black_box(self, x: Tensor) -> Tensor:
-        """The forward model's predictions (n, k) at x (n, d)."""
-        return self._predicted(x)
+        """The forward model's predictions (n, k) at x (n, d), zero outside the prior's support."""
+        inside = ~self.prior.log_prob(x).to(x.device).isneginf()
+        if bool(inside.all()):
+            return self._predicted(x)
+        # there the forward model may well fail, by an exception even: it is not asked
+        outputs = (0.0 * x[:, :1]).expand(-1, self._y.shape[0])
+        if not bool(inside.any()):
+            return outputs
+        found = self._predicted(x[inside])
+        return outputs.to(found.dtype).masked_scatter(inside.unsqueeze(1), found)
 
     def log_density_from(self, x: Tensor, outputs: Tensor) -> Tensor:
         """Log density (n,) from x (n, d) and predictions (n, k) there, differentiable in both."""
         log_prior = self.prior.log_prob(x).to(x.device)
         log_likelihood = self._log_likelihood_of(outputs).sum(dim=1)
-        # outside the prior's support the forward model may well fail: the prior decides
         return torch.where(log_prior.isneginf(), log_prior, log_prior + log_likelihood)
 
     def _log_joint(self, x: Tensor) -> Tensor:
-        return self.log_density_from(x, self._predicted(x))
+        return self.log_density_from(x, self.black_box(x))
 
     def _log_likelihood_columns(self, x: Tensor) -> Tensor:
         """Log likelihood (n, k) of each observation; (n, 1) of all together where the noise is correlated."""
@@ -116,6 +129,8 @@ class BayesianInverseProblem(Target):
         residual = self._y.to(predicted.device) - predicted
         factor = self._noise_factor.to(residual)
         lost = _beyond_range(residual, factor, predicted.dtype)
+        if getattr(self.forward_model, "rejects_failed_runs", False):
+            lost = lost | residual.isnan().any(dim=1, keepdim=True)
         z = _whitened(torch.where(lost, 0.0, residual), factor)
         columns = -0.5 * z.square() - factor.diagonal().log() - 0.5 * math.log(2 * math.pi)
         columns = torch.where(lost, -math.inf, columns)
