@@ -258,8 +258,8 @@ class Lagrangian(BaseEstimator):
             if state.flow.energy.budget_used() >= 1.0:
                 return replace(state, emulated=None), None  # what a step cut short has not brought is left out
             control = state.flow.control.after_reject(control, state.discrepancy)
-        if trouble is not None:
-            raise trouble
+        if trouble is not None and not (state.maps and state.flow.energy.black_box is not None):
+            raise trouble  # an emulator that leads nowhere is no fault of the target's
         reason = "no step lowers the energy on held-out particles any further"
         converged = state.flow.control.good_enough(state.discrepancy)
         return replace(state, stopped=reason, converged=converged, emulated=None), None

@@ -32,10 +32,8 @@ _SLOPES, _KINKS = (0.2, 1.5), 3.0  # of the ridge functions, per whitened unit; 
 _HIGH = 10.0  # nats below the highest log density, and as many a dimension, from which on a point counts less and less
 _POLYNOMIAL_PRICE = 1e-4  # of squared coefficients, beside the ridges': a polynomial is hardly held back
 _LEVELS = tuple(10.0**power for power in range(-15, 0))  # of prices, relative to the largest eigenvalue
-_FEWEST_FREE, _ROUNDING = (
-    1e-3,
-    1e-28,
-)  # shares of the data: free ones at least, and what rounding leaves of their square
+# Shares of the data: free ones at least, and what rounding leaves of their square.
+_FEWEST_FREE, _ROUNDING = 1e-3, 1e-28
 _CORRECTIONS = 3  # fits after the first
 _SMALLEST = 1e-12  # relative, on the diagonal of a covariance
 _NEW, _NEW_PER_DIMENSION = 200, 20  # points of the law that are evaluated before a step, and as many after it
@@ -60,7 +58,7 @@ class OutputEmulator:
         found = cls(x, outputs, log_density, generator)
         for _ in range(_CORRECTIONS):
             with torch.no_grad():
-                promised = black_box.target.log_density_from(x, found(x)).nan_to_num(nan=-torch.inf)
+                promised = found.believed(x, black_box.target.log_density_from(x, found(x))).nan_to_num(nan=-torch.inf)
             wrong = promised > log_density + _HIGH
             if not bool((wrong & (promised > log_density.max() - _HIGH * (1 + x.shape[1]))).any()):
                 break
@@ -72,13 +70,16 @@ class OutputEmulator:
         d = x.shape[1]
         n_quadratic = 1 + d + d * (d + 1) // 2
         n_ridges = min(_RIDGES_PER_DIMENSION * d, _MOST_RIDGES)
-        if len(x) > _MOST_DATA * (n_quadratic + n_ridges):
-            best = log_density.topk(_MOST_DATA * (n_quadratic + n_ridges)).indices
-            x, outputs, log_density = x[best], outputs[best], log_density[best]
-        weights = 1.0 / (1.0 + ((log_density.max() - log_density) / (_HIGH * (1 + d))).square())
+        weights = 1.0 / (1.0 + ((log_density.max() - log_density) / (_HIGH * (1 + d))).square()).square()
+        if len(x) > _MOST_DATA * (n_quadratic + n_ridges):  # of all that matter, not the best, which are close together
+            some = torch.multinomial(weights.cpu(), _MOST_DATA * (n_quadratic + n_ridges), generator=generator).to(
+                x.device
+            )
+            x, outputs, weights = x[some], outputs[some], weights[some].sqrt()
         weights = weights / weights.sum()
         effective = float(1.0 / weights.square().sum())
         self.centre, self.factor = _standardisation(x, weights)
+        self.highest = float(log_density.max()) + _HIGH
         self.i, self.j = torch.triu_indices(d, d, device=x.device)
         if effective < _DATA_PER_FUNCTION * n_quadratic / 2:
             self.i, self.j = self.i[:0], self.j[:0]
@@ -89,7 +90,9 @@ class OutputEmulator:
         self.directions, self.biases = weights_of_ridges.to(x), biases.to(x)
         self.mean = weights @ outputs
         self.scale = (weights @ (outputs - self.mean).square()).sqrt().clamp(min=1e-300)
-        z, root = self._whitened(x), (weights * len(x)).sqrt().unsqueeze(1)
+        z = self._whitened(x)
+        self.reach = float(z.square().sum(1).max())
+        root = (weights * len(x)).sqrt().unsqueeze(1)
         functions = torch.cat([torch.ones_like(z[:, :1]), z, z[:, self.i] * z[:, self.j], self._ridges(z)], dim=1)
         price = torch.ones(functions.shape[1], dtype=x.dtype, device=x.device)
         price[:n_polynomial] = _POLYNOMIAL_PRICE
@@ -106,6 +109,15 @@ class OutputEmulator:
             d, _, k = self.quadratic.shape
             y = y + (z.unsqueeze(2) * (z @ self.quadratic.reshape(d, d * k)).view(-1, d, k)).sum(1)
         return self.mean + self.scale * y
+
+    def believed(self, x: Tensor, log_density: Tensor) -> Tensor:
+        """An emulated log density (n,) as far as the data speak for it.
+
+        Polynomials promise everything where there are no data: no density is far above all that was seen, and it is the
+        less the farther a point lies outside.
+        """
+        outside = (self._whitened(x).square().sum(1) - self.reach).clamp(min=0.0)
+        return log_density.clamp(max=self.highest) - outside
 
     def _whitened(self, x: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor, (x - self.centre).mT, upper=False).mT

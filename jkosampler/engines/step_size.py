@@ -34,7 +34,7 @@ class Control:
     collocation for points that cover the law evenly out to its tails.
     `effort` multiplies iterations and inner steps; a step of second order is made in `pieces`; `failures` counts
     rejections in a row, `stalled` steps in a row without progress, `best` is the smallest discrepancy so far, and
-    collocation is tried below `collocation_below`.
+    collocation is tried below `collocation_below`. `n_affine` counts affine steps.
     """
 
     tau: float
@@ -47,6 +47,7 @@ class Control:
     stalled: int = 0
     best: float = math.inf
     collocation_below: float = math.inf
+    n_affine: int = 0
 
 
 class Judgement(NamedTuple):
@@ -175,6 +176,7 @@ class AdaptiveSteps:
     retries: int = 3
     network_retries: int = 2
     collocation_retries: int = 0
+    most_affine: int = 40
 
     def first(self) -> Control:
         return Control(self.first_tau, "affine", collocation_below=self.collocation_below)
@@ -202,8 +204,8 @@ class AdaptiveSteps:
         return self._chosen(replace(control, tau=tau, failures=0, best=best, stalled=stalled), seen.discrepancy)
 
     def _after_affine(self, control: Control, seen: Judgement) -> Control:
-        control = replace(control, failures=0, best=min(control.best, seen.discrepancy))
-        if self._pays(seen) or control.tau < self.second_tau:
+        control = replace(control, failures=0, best=min(control.best, seen.discrepancy), n_affine=control.n_affine + 1)
+        if control.n_affine < self.most_affine and (self._pays(seen) or control.tau < self.second_tau):
             return replace(control, tau=min(3.0 * control.tau, self.largest_affine_tau))
         return self._after_the_affine_stage(control, seen.discrepancy)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +11,19 @@ from jkosampler.errors import TargetShapeError
 from jkosampler.targets.base import Target
 from jkosampler.targets.evaluation import TargetEvaluator
 
-__all__ = ["BlackBoxEvaluator"]
+__all__ = ["BlackBoxEvaluator", "Emulator"]
 
-Emulator = Callable[[Tensor], Tensor]
+
+class Emulator(Protocol):
+    """Stands in for a black box: its outputs, and how much of a log density that is made of them is believed."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs (n, k) at x (n, d), differentiable by torch."""
+        ...
+
+    def believed(self, x: Tensor, log_density: Tensor) -> Tensor:
+        """The log density (n,) at x (n, d) as far as the data speak for it."""
+        ...
 
 
 class BlackBoxEvaluator(TargetEvaluator):
@@ -23,7 +33,7 @@ class BlackBoxEvaluator(TargetEvaluator):
     ----------
     x, outputs, log_densities : Tensor (n, d), (n, k), (n,)
         What was evaluated so far, in the order of evaluation, where it was finite.
-    emulator : callable (n, d) -> (n, k), or None
+    emulator : Emulator, or None
         Stands in for the target's black box where gradients are asked for; None: gradients are zero.
     """
 
@@ -60,7 +70,7 @@ class BlackBoxEvaluator(TargetEvaluator):
         target = self.target
 
         def log_density(x: Tensor) -> Tensor:
-            return target.log_density_from(x, emulator(x))
+            return emulator.believed(x, target.log_density_from(x, emulator(x)))
 
         return TargetEvaluator(Target(log_density, target.dim), self.dtype, self.device)
 

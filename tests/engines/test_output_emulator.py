@@ -1,0 +1,214 @@
+"""Targets without gradient: the emulator against the functions that it stands for, and fits against exact answers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference_elliptic import exact_elliptic
+from torch import Tensor
+
+from jkosampler import JKOSampler, forward, laws, targets
+from jkosampler.engines.output_emulator import OutputEmulator
+from jkosampler.errors import ArgumentError, TargetShapeError
+from jkosampler.targets import BlackBoxEvaluator
+
+Y = [27.5, 79.7]
+
+
+def points(n: int, d: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def emulator(function: Any, x: Tensor, log_density: Tensor | None = None) -> OutputEmulator:
+    generator = torch.Generator().manual_seed(1)
+    return OutputEmulator(x, function(x), torch.zeros(len(x)).to(x) if log_density is None else log_density, generator)
+
+
+def elliptic_black_box(**noise: float) -> targets.BayesianInverseProblem:
+    """The elliptic problem, its solution a numpy function without derivatives."""
+    x = np.array([0.25, 0.75])
+
+    def solution(u: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return u[:, 1:] * x + np.exp(-u[:, :1]) * (x - x**2) / 2.0
+
+    model = forward.BlackBox(solution, dim=2, output_dim=2, vectorized=True)
+    return model.posterior(y=Y, prior_std=10.0, **({"noise_std": 0.1} | noise))
+
+
+class TestEmulator:
+    @pytest.mark.parametrize("d", [1, 2, 5])
+    def test_quadratic_outputs_are_exact_everywhere(self, d: int) -> None:
+        matrix, linear = points(d, d, 3), points(d, 2, 4)
+
+        def quadratic(x: Tensor) -> Tensor:
+            return 1e3 + x @ linear + ((x @ matrix) * x).sum(1, keepdim=True)
+
+        x = 5.0 + 0.1 * points(300, d)
+        far = 5.0 + 0.1 * points(50, d, 7) * 3.0
+        torch.testing.assert_close(emulator(quadratic, x)(far), quadratic(far), rtol=1e-5, atol=1e-2)
+
+    def test_few_points_have_a_plane_at_least(self) -> None:
+        x = points(40, 20)
+        found = emulator(lambda x: x[:, :3] + 2.0, x)
+        torch.testing.assert_close(found(points(9, 20, 5)), points(9, 20, 5)[:, :3] + 2.0, rtol=1e-3, atol=1e-3)
+
+    def test_curved_outputs_converge_with_points(self) -> None:
+        def curved(x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0].exp(), torch.sin(2.0 * x[:, 1]) * x[:, 0]], dim=1)
+
+        fresh = points(2000, 2, 9)
+        errors = [float((emulator(curved, points(n, 2))(fresh) - curved(fresh)).abs().median()) for n in (200, 1000)]
+        assert errors[1] < 0.4 * errors[0]
+        assert errors[1] < 5e-4
+
+    def test_points_of_high_density_decide(self) -> None:
+        """Outputs that run away where nothing is: beside them the region that matters is met to its own scale."""
+
+        def outputs(x: Tensor) -> Tensor:
+            return (x[:, :1] + x[:, 1:]).exp()
+
+        x = torch.cat([points(500, 2), 5.0 + points(500, 2, 2)])
+        log_density = -0.5 * outputs(x)[:, 0].square()
+        some = 0.5 * points(100, 2, 6)
+        weighted, alike = (
+            float((emulator(outputs, x, y)(some) - outputs(some)).abs().max()) for y in (log_density, None)
+        )
+        assert weighted < 0.05
+        assert alike > 10.0 * weighted
+
+    def test_gradient_is_that_of_the_emulator(self) -> None:
+        found = emulator(lambda x: x.sin(), points(500, 2))
+        x = points(5, 2, 8).requires_grad_(True)
+        assert torch.autograd.gradcheck(lambda x: found(x), (x,), atol=1e-6)
+
+    def test_a_promise_that_is_not_kept_mends_the_emulator(self) -> None:
+        """A bump that few points have seen: what the emulator promises there is looked at, and counts."""
+        problem = elliptic_black_box()
+        black_box = BlackBoxEvaluator(problem)
+        generator = torch.Generator().manual_seed(0)
+        black_box.log_density(problem.prior.sample((500,), generator=generator))
+        first = OutputEmulator(*black_box.data, torch.Generator().manual_seed(1))
+        mended = OutputEmulator.of(black_box, torch.Generator().manual_seed(1))
+        x, _, log_density = black_box.data
+
+        def promises(found: OutputEmulator) -> int:
+            return int((problem.log_density_from(x, found(x)) > log_density.max() + 1.0).sum())
+
+        assert promises(mended) <= promises(first)
+
+
+class Believed(forward.EllipticBVP):
+    """The model itself in an emulator's place."""
+
+    def believed(self, x: Tensor, log_density: Tensor) -> Tensor:
+        return log_density
+
+
+class TestEvaluator:
+    def test_gradient_with_the_true_outputs_in_the_emulators_place(self) -> None:
+        """With an emulator that is the model itself, the gradient is that of the target."""
+        problem, same = elliptic_black_box(), Believed().posterior(y=Y, noise_std=0.1, prior_std=10.0)
+        black_box = BlackBoxEvaluator(problem)
+        black_box.emulator = Believed()
+        x = torch.tensor([[-2.7, 104.0], [-2.0, 100.0], [0.0, 90.0]], dtype=torch.float64, requires_grad=True)
+        value, gradient = black_box.value_and_grad(x)
+        torch.testing.assert_close(value, same(x).detach())
+        torch.testing.assert_close(gradient, torch.autograd.grad(same(x).sum(), x)[0])
+        assert (black_box.n_evaluations, black_box.n_calls) == (3, 1)
+
+    def test_everything_finite_is_kept_in_order(self) -> None:
+        target = targets.Target(lambda x: torch.where(x[:, 0] > 0.0, -x[:, 1], -math.inf), 2, differentiable=False)
+        black_box, x = BlackBoxEvaluator(target), points(6, 2)
+        for some in x.split(2):
+            black_box.log_density(some)
+        kept, outputs, log_density = black_box.data
+        inside = x[:, 0] > 0.0
+        assert torch.equal(kept, x[inside])
+        assert torch.equal(outputs[:, 0], -x[inside][:, 1])
+        assert torch.equal(log_density, outputs[:, 0])
+
+    def test_wrong_shapes_are_named(self) -> None:
+        with pytest.raises(TargetShapeError, match=r"one|a number for each"):
+            BlackBoxEvaluator(targets.Target(lambda x: x.sum(), 2, differentiable=False)).log_density(points(3, 2))
+
+    def test_only_one_target_may_be_without_gradient(self) -> None:
+        from jkosampler import energies
+
+        dark = targets.Target(lambda x: -x.square().sum(1), 2, differentiable=False)
+        energy = energies.KL(dark) + energies.KL(dark)
+        with pytest.raises(ArgumentError, match="only one"):
+            JKOSampler(energy=energy, dim=2, progress=False, n_steps=1, step_size=0.1).fit()
+
+
+class TestFits:
+    def test_elliptic_black_box(self) -> None:
+        """Exact answers are quadratures; the bounds are ten Monte Carlo errors of 50 000 draws, and for sds 5 %."""
+        start = laws.Product([laws.Normal(0.0, 1.0), laws.Uniform(90.0, 110.0)])
+        sampler = JKOSampler(elliptic_black_box(), initial=start, random_state=0, progress=False).fit()
+        exact = exact_elliptic(noise_std=0.1, prior_std=10.0)
+        assert sampler.log_evidence_ == pytest.approx(exact["log_evidence"], abs=0.01)
+        assert sampler.n_target_evaluations_ <= 30_000
+        assert sampler.n_target_calls_ <= 300
+        assert "no gradient" in sampler.start_note_
+        x = sampler.sample(50_000, random_state=1)
+        assert np.max(np.abs(x.mean(0) - exact["mean"]) / exact["sd"]) < 0.045
+        assert np.max(np.abs(x.std(0) / exact["sd"] - 1.0)) < 0.05
+        weighted = sampler.sample(5_000, method="snis", random_state=2)
+        assert np.max(np.abs(weighted.mean(0) - exact["mean"]) / exact["sd"]) < 0.1
+
+    @pytest.mark.parametrize("d", [1, pytest.param(2, marks=pytest.mark.slow)])
+    def test_plain_log_density_without_gradient(self, d: int) -> None:
+        """A skewed density, log Gamma(2) variables; its integral is one."""
+
+        def log_density(x: np.ndarray) -> np.ndarray:
+            return (2.0 * x - np.exp(x)).sum(1)
+
+        sampler = JKOSampler(targets.from_numpy(log_density, dim=d), random_state=0, progress=False).fit()
+        assert abs(sampler.log_evidence_) < 0.01
+        assert sampler.ess_ > 3_600
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+    def test_two_modes(self) -> None:
+        """Far apart and of unequal weight: .3 and .7."""
+
+        def log_density(x: np.ndarray) -> np.ndarray:
+            left, right = (-0.5 * ((x - m) ** 2).sum(1) / 0.1 for m in (-2.0, 2.0))
+            return np.logaddexp(math.log(0.3) + left, math.log(0.7) + right) - math.log(2.0 * math.pi * 0.1)
+
+        sampler = JKOSampler(targets.from_numpy(log_density, dim=2), random_state=0, progress=False).fit()
+        share = float((sampler.sample(20_000, random_state=0)[:, 0] < 0.0).mean())
+        assert abs(sampler.log_evidence_) < 0.05
+        assert share == pytest.approx(0.3, abs=0.02)
+
+    def test_constrained_black_box(self) -> None:
+        """Gamma(3) of a positive variable without gradient, in the user's space."""
+        target = targets.Target(
+            lambda x: torch.from_numpy(2.0 * np.log(x.detach().numpy()[:, 0]) - x.detach().numpy()[:, 0]),
+            support={"s": "positive"}, names=["s"], differentiable=False,
+        )  # fmt: skip
+        sampler = JKOSampler(target, random_state=0, progress=False).fit()
+        assert sampler.log_evidence_ == pytest.approx(math.log(2.0), abs=0.01)
+        draws = sampler.sample(20_000, random_state=0)[:, 0]
+        assert draws.min() > 0.0
+        assert draws.mean() == pytest.approx(3.0, abs=5 * 3**0.5 / 20_000**0.5)
+
+    def test_fixed_steps(self) -> None:
+        """Of an Ornstein-Uhlenbeck flow: after one step of size 1 from N(2, 1) the mean is 2 / (1 + 1)."""
+        target = targets.from_numpy(lambda x: -0.5 * (x**2).sum(1), dim=1)
+        start = laws.Gaussian([2.0], [[1.0]])
+        sampler = JKOSampler(
+            target, metric="wasserstein", initial=start, step_size=1.0, n_steps=1, random_state=0, progress=False
+        ).fit()
+        assert float(sampler.sample(20_000, random_state=0).mean()) == pytest.approx(1.0, abs=0.05)
+
+    def test_budget_ends_it(self) -> None:
+        sampler = JKOSampler(elliptic_black_box(), random_state=0, progress=False, max_target_evaluations=3_000)
+        with pytest.warns(Warning, match="max_target_evaluations"):
+            sampler.fit()
+        assert sampler.n_target_evaluations_ < 6_000
