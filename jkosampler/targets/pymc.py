@@ -1,0 +1,278 @@
+"""PyMC's models as targets: densities, gradients and transforms by PyTensor, for many points at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jkosampler.errors import ArgumentError
+from jkosampler.targets.hosts import Host, HostTarget, host_package, in_batches
+
+__all__ = ["from_pymc"]
+
+logger = logging.getLogger(__name__)
+
+_AGREEMENT = 1e-8  # of a graph for many points with that for one: rounding, in sums of another order
+
+
+def from_pymc(model: Any, *, mode: Any = None) -> HostTarget:
+    """Make a target of a PyMC model.
+
+    Parameters
+    ----------
+    model : pymc.Model
+        Its free variables are continuous. Values of `pymc.Data` are those at this call.
+    mode : str or pytensor mode, optional
+        How PyTensor compiles. None: in C where it found a compiler and its configuration says nothing else, which
+        takes a second where Numba takes ten; else as PyTensor is configured.
+
+    Returns
+    -------
+    HostTarget
+        Over the free variables, in the model's order, with its dims, coords and data. `derived(x)` has the
+        deterministic variables; a pointwise log likelihood is there for a single observed variable.
+
+    Raises
+    ------
+    ArgumentError
+        `model` is no PyMC model, has no free or has discrete variables, or no density at its initial point.
+    MissingDependencyError
+        PyMC is not installed.
+
+    Examples
+    --------
+    >>> import pymc as pm  # doctest: +SKIP
+    >>> with pm.Model() as model:  # doctest: +SKIP
+    ...     sigma = pm.HalfNormal("sigma", 1.0)
+    ...     pm.Normal("y", 0.0, sigma, observed=[0.3, -1.2, 0.8])
+    >>> target = from_pymc(model)  # doctest: +SKIP
+    >>> JKOSampler(target.unconstrained).fit()  # doctest: +SKIP
+    """
+    return HostTarget(_PyMC(model, mode))
+
+
+class _PyMC(Host):
+    def __init__(self, model: Any, mode: Any) -> None:
+        pymc = host_package("pymc", "from_pymc")
+        if not isinstance(model, pymc.Model):
+            raise ArgumentError(f"model must be a pymc.Model, got {type(model).__name__}.")
+        if not model.free_RVs:
+            raise ArgumentError("model has no free random variables: there is nothing to sample.")
+        if model.discrete_value_vars:
+            names = [value.name for value in model.discrete_value_vars]
+            raise ArgumentError(
+                f"model has discrete variables, {names}: a gradient flow moves continuous ones. Sum them out of the "
+                "model (pymc_extras.marginalize does, or a mixture distribution)."
+            )
+        self._model, self._mode = model, _compiled_in_c() if mode is None else mode
+        shapes = model.eval_rv_shapes()
+        self.variables = {rv.name: tuple(map(int, shapes[rv.name])) for rv in model.free_RVs}
+        self._start = model.initial_point()
+        self._z_shapes = [np.shape(self._start[value.name]) for value in model.value_vars]
+        self.dim = int(sum(np.prod(shape, dtype=int) for shape in self._z_shapes))
+        self.observed_data = {rv.name: model.rvs_to_values[rv].eval() for rv in model.observed_RVs}
+        data = {variable.name: variable.eval() for variable in model.data_vars}
+        self.constant_data = {name: value for name, value in data.items() if name not in self._observed_names()}
+        self.dims, self.coords = self._labels()
+        self.pointwise = len(model.observed_RVs) == 1
+        self._width = self.dim + sum(value.size for value in self.observed_data.values())
+        self._check_start()
+
+    def value(self, z: np.ndarray) -> np.ndarray:
+        return self._evaluate(self._value, z)[0]
+
+    def value_and_gradient(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        value, gradient = self._evaluate(self._value_and_gradient, z)
+        return value, gradient
+
+    def constrained(self, z: np.ndarray) -> np.ndarray:
+        return self._evaluate(self._constrained, z)[0]
+
+    def unconstrained(self, x: np.ndarray) -> np.ndarray:
+        return self._evaluate(self._unconstrained, x)[0]
+
+    def log_jacobian(self, z: np.ndarray) -> np.ndarray:
+        return self._evaluate(self._log_jacobian, z)[0]
+
+    def log_likelihood(self, z: np.ndarray) -> np.ndarray:
+        return self._evaluate(self._log_likelihood, z)[0]
+
+    def derived(self, z: np.ndarray) -> dict[str, np.ndarray]:
+        names = [variable.name for variable in self._model.deterministics]
+        return dict(zip(names, self._evaluate(self._derived, z), strict=True)) if names else {}
+
+    def _evaluate(self, function: Callable[[np.ndarray], list[np.ndarray]], points: np.ndarray) -> list[np.ndarray]:
+        return in_batches(function, points, self._width)
+
+    # Compiled when first needed, but for the first, which every fit needs.
+
+    @cached_property
+    def _value_and_gradient(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        from pytensor.gradient import grad
+
+        z, (value,) = self._of_z([self._model.logp()])
+        return self._compiled(z, [value, grad(value, z, disconnected_inputs="ignore")])
+
+    @cached_property
+    def _value(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        return self._compiled(*self._of_z([self._model.logp()]))
+
+    @cached_property
+    def _constrained(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        z, values = self._of_z(self._model.replace_rvs_by_values(self._model.free_RVs))
+        return self._compiled(z, [_joined(values)])
+
+    @cached_property
+    def _log_jacobian(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        model = self._model
+        terms = [
+            transform.log_jac_det(model.rvs_to_values[rv], *rv.owner.inputs).sum()
+            for rv in model.free_RVs
+            if (transform := model.rvs_to_transforms[rv]) is not None
+        ]
+        if not terms:
+            return lambda z: [np.zeros(len(z))]
+        z, terms = self._of_z(model.replace_rvs_by_values(terms))
+        return self._compiled(z, [sum(terms)])
+
+    @cached_property
+    def _log_likelihood(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        z, values = self._of_z(self._model.logp(vars=self._model.observed_RVs, sum=False))
+        return self._compiled(z, [_joined(values)])
+
+    @cached_property
+    def _derived(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        return self._compiled(*self._of_z(self._model.replace_rvs_by_values(self._model.deterministics)))
+
+    @cached_property
+    def _unconstrained(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        model = self._model
+        # The bounds of a transform may depend on other variables, whose values are then columns of x as well.
+        values = [
+            rv if (transform := model.rvs_to_transforms[rv]) is None else transform.forward(rv, *rv.owner.inputs)
+            for rv in model.free_RVs
+        ]
+        shapes = [self.variables[rv.name] for rv in model.free_RVs]
+        x, values = _of_columns(values, model.free_RVs, shapes)
+        return self._compiled(x, [_joined(values)], start=self.constrained(self._starts()))
+
+    def _of_z(self, outputs: Sequence[Any]) -> tuple[Any, list[Any]]:
+        return _of_columns(outputs, self._model.value_vars, self._z_shapes)
+
+    def _compiled(
+        self, points: Any, outputs: Sequence[Any], start: np.ndarray | None = None
+    ) -> Callable[[np.ndarray], list[np.ndarray]]:
+        """A function of many points, from graphs of one; a loop where PyTensor makes no such graph."""
+        start = self._starts() if start is None else start
+        one = _looped(points, outputs, self._mode)
+        try:
+            many = _vectorised(points, outputs, self._mode)
+            with np.errstate(all="ignore"):
+                pairs = zip(many(start), one(start), strict=True)
+                same = all(np.allclose(a, b, _AGREEMENT, _AGREEMENT, equal_nan=True) for a, b in pairs)
+        except Exception as error:  # a rule that an Op lacks fails in many ways, and the loop needs none
+            logger.info("PyTensor makes no function of many points of this model: %r", error)
+            same = False
+        if not same:
+            logger.warning("The model is evaluated point by point, which is slow: PyTensor can't vectorise its graph.")
+        return many if same else one
+
+    def _starts(self) -> np.ndarray:
+        """The initial point and two beside it, (3, d)."""
+        start = np.concatenate([np.ravel(self._start[value.name]) for value in self._model.value_vars])
+        return start + 0.1 * np.random.default_rng(0).standard_normal((3, self.dim)) * np.arange(3)[:, None]
+
+    def _check_start(self) -> None:
+        value = self.value_and_gradient(self._starts()[:1])[0]
+        if not np.isfinite(value[0]):
+            raise ArgumentError(
+                f"model has log density {value[0]} at its initial point: `model.debug()` says which variable is at "
+                "fault; or give it another `initval`."
+            )
+
+    def _observed_names(self) -> set[str]:
+        """Names of the `pymc.Data` that are observations."""
+        from pytensor.graph.traversal import ancestors
+
+        values = [self._model.rvs_to_values[rv] for rv in self._model.observed_RVs]
+        return {variable.name for variable in ancestors(values) if variable.name is not None}
+
+    def _labels(self) -> tuple[dict[str, list[str]], dict[str, Any]]:
+        """Names of dimensions and their labels: of parameters, constant data, and observed vectors."""
+        shapes = self.variables | {name: value.shape for name, value in self.constant_data.items()}
+        # The pointwise log likelihood has the observed variable's name, and is one vector.
+        shapes |= {name: value.shape for name, value in self.observed_data.items() if value.ndim == 1}
+        dims = {
+            name: [f"{name}_dim_{i}" if dim is None else str(dim) for i, dim in enumerate(names)]
+            for name, names in self._model.named_vars_to_dims.items()
+            if name in shapes
+        }
+        used = {dim for names in dims.values() for dim in names}
+        return dims, {d: labels for d, labels in self._model.coords.items() if d in used and labels is not None}
+
+
+def _compiled_in_c() -> str | None:
+    from pytensor import config
+
+    return "CVM" if config.cxx and config.mode == "Mode" and config.linker == "auto" else None
+
+
+def _of_columns(outputs: Sequence[Any], variables: Sequence[Any], shapes: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Graphs as ones of a single vector of the variables' entries, with shared data as constants."""
+    from pytensor import tensor as pt
+    from pytensor.compile.sharedvalue import SharedVariable
+    from pytensor.graph.replace import clone_replace
+    from pytensor.graph.traversal import graph_inputs
+
+    ends = np.cumsum([0, *(np.prod(shape, dtype=int) for shape in shapes)])
+    points = pt.tensor("points", dtype="float64", shape=(int(ends[-1]),))
+    replaced = {
+        variable: points[first:last].reshape(shape).astype(variable.dtype)
+        for variable, first, last, shape in zip(variables, ends[:-1], ends[1:], shapes, strict=True)
+    }
+    for variable in graph_inputs(list(outputs)):
+        if isinstance(variable, SharedVariable) and hasattr(variable.type, "ndim"):  # not the state of a generator
+            replaced[variable] = pt.constant(variable.get_value(), dtype=variable.dtype)
+    return points, clone_replace(list(outputs), replaced, rebuild_strict=False)
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    from pytensor import tensor as pt
+
+    return pt.concatenate([value.flatten() for value in values])
+
+
+def _looped(points: Any, outputs: Sequence[Any], mode: Any) -> Callable[[np.ndarray], list[np.ndarray]]:
+    from pytensor import function
+
+    compiled = function([points], list(outputs), mode=mode, on_unused_input="ignore")
+
+    def loop(batch: np.ndarray) -> list[np.ndarray]:
+        return [np.stack(values).astype(float) for values in zip(*map(compiled, batch), strict=True)]
+
+    return loop
+
+
+def _vectorised(points: Any, outputs: Sequence[Any], mode: Any) -> Callable[[np.ndarray], list[np.ndarray]]:
+    from pytensor import function
+    from pytensor import tensor as pt
+    from pytensor.graph.replace import vectorize_graph
+
+    batch = pt.tensor("batch", dtype="float64", shape=(None, *points.type.shape))
+    vectorised = vectorize_graph(list(outputs), {points: batch})
+    compiled = function([batch], vectorised, mode=mode, on_unused_input="ignore")
+    # What does not depend on the points has no axis for them.
+    lacks_axis = [many.ndim == one.ndim for many, one in zip(vectorised, outputs, strict=True)]
+
+    def call(values: np.ndarray) -> list[np.ndarray]:
+        found = zip(compiled(values), lacks_axis, strict=True)
+        return [
+            np.asarray(np.broadcast_to(a, (len(values), *a.shape)) if lacking else a, dtype=float)
+            for a, lacking in found
+        ]
+
+    return call
