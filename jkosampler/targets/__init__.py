@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from jkosampler.targets.base import Target, as_target
+from jkosampler.targets.bridgestan import from_bridgestan
 from jkosampler.targets.evaluation import TargetEvaluator
+from jkosampler.targets.hosts import HostTarget
 from jkosampler.targets.inverse_problem import BayesianInverseProblem
+from jkosampler.targets.numpyro import from_numpyro
+from jkosampler.targets.pymc import from_pymc
 
-__all__ = ["BayesianInverseProblem", "Target", "TargetEvaluator", "as_target"]
+__all__ = [
+    "BayesianInverseProblem",
+    "HostTarget",
+    "Target",
+    "TargetEvaluator",
+    "as_target",
+    "from_bridgestan",
+    "from_numpyro",
+    "from_pymc",
+]

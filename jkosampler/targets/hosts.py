@@ -109,7 +109,8 @@ class HostSpace(Space):
         outside = ~(z.isfinite().all(dim=1) & (off <= tolerance).all(dim=1))
         if bool(outside.any()):
             row = int(outside.nonzero()[0, 0])
-            shown = {name: values.tolist() for name, values in self.by_variable(x[row].cpu().numpy()).items()}
+            first = self.by_variable(x[row : row + 1].cpu().numpy())
+            shown = {name: values[0].tolist() for name, values in first.items()}
             raise ArgumentError(
                 f"x violates a constraint of the model, or lies on its boundary, at {int(outside.sum())} of {len(x)} "
                 f"points; the first is x[{row}]: {_shortened(str(shown))}. Give points inside the support."
