@@ -271,10 +271,6 @@ def _plates(name: str, trace: Mapping[str, Any]) -> list[str]:
     """Names of a variable's dimensions where it is in plates; those of its event are numbered."""
     site = trace[name]
     ndim, event = np.ndim(site["value"]), site["fn"].event_dim
-    plates = {
-        ndim - event + frame.dim: frame.name
-        for frame in site["cond_indep_stack"]
-        if trace[frame.name]["type"] == "plate"  # else a variable has its name
-    }
+    plates = {ndim - event + frame.dim: frame.name for frame in site["cond_indep_stack"]}
     plates = {axis: plate for axis, plate in plates.items() if 0 <= axis < ndim - event}
     return [plates.get(axis, f"{name}_dim_{axis}") for axis in range(ndim)] if plates else []
