@@ -299,5 +299,5 @@ def _as_numpy(points: Tensor) -> np.ndarray:
     return points.detach().to("cpu", torch.float64).contiguous().numpy()
 
 
-def _shortened(text: str, most: int = 200) -> str:
+def _shortened(text: str, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most]} .."

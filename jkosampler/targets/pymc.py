@@ -27,8 +27,8 @@ def from_pymc(model: Any, *, mode: Any = None) -> HostTarget:
     model : pymc.Model
         Its free variables are continuous. Values of `pymc.Data` are those at this call.
     mode : str or pytensor mode, optional
-        How PyTensor compiles. None: in C where it found a compiler and its configuration says nothing else, which
-        takes a second where Numba takes ten; else as PyTensor is configured.
+        How PyTensor compiles; None: as it is configured. It takes seconds, and the first time of a kind of model up to a
+        minute. "JAX" needs JAX, "CVM" a C++ compiler and a BLAS library that it can link to.
 
     Returns
     -------
@@ -68,7 +68,7 @@ class _PyMC(Host):
                 f"model has discrete variables, {names}: a gradient flow moves continuous ones. Sum them out of the "
                 "model (pymc_extras.marginalize does, or a mixture distribution)."
             )
-        self._model, self._mode = model, _compiled_in_c() if mode is None else mode
+        self._model, self._mode = model, mode
         shapes = model.eval_rv_shapes()
         self.variables = {rv.name: tuple(map(int, shapes[rv.name])) for rv in model.free_RVs}
         self._start = model.initial_point()
@@ -79,11 +79,12 @@ class _PyMC(Host):
         self.constant_data = {name: value for name, value in data.items() if name not in self._observed_names()}
         self.dims, self.coords = self._labels()
         self.pointwise = len(model.observed_RVs) == 1
+        self._vectorises = True
         self._width = self.dim + sum(value.size for value in self.observed_data.values())
         self._check_start()
 
     def value(self, z: np.ndarray) -> np.ndarray:
-        return self._evaluate(self._value, z)[0]
+        return self._evaluate(self._value_and_gradient, z)[0]  # a function of its own would take longer to compile
 
     def value_and_gradient(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         value, gradient = self._evaluate(self._value_and_gradient, z)
@@ -108,18 +109,22 @@ class _PyMC(Host):
     def _evaluate(self, function: Callable[[np.ndarray], list[np.ndarray]], points: np.ndarray) -> list[np.ndarray]:
         return in_batches(function, points, self._width)
 
-    # Compiled when first needed, but for the first, which every fit needs.
+    # Compiled when first needed, which the first is at once.
 
     @cached_property
     def _value_and_gradient(self) -> Callable[[np.ndarray], list[np.ndarray]]:
         from pytensor.gradient import grad
 
         z, (value,) = self._of_z([self._model.logp()])
-        return self._compiled(z, [value, grad(value, z, disconnected_inputs="ignore")])
-
-    @cached_property
-    def _value(self) -> Callable[[np.ndarray], list[np.ndarray]]:
-        return self._compiled(*self._of_z([self._model.logp()]))
+        graphs, starts = [value, grad(value, z, disconnected_inputs="ignore")], self._starts()
+        many, one = self._compiled(z, graphs), _looped(z, graphs, self._mode)
+        with np.errstate(all="ignore"):
+            pairs = list(zip(many(starts), one(starts), strict=True))
+        if all(np.allclose(a, b, _AGREEMENT, _AGREEMENT, equal_nan=True) for a, b in pairs):
+            return many
+        self._vectorises = False
+        logger.warning("PyTensor's function of many points of this model is wrong: it is evaluated point by point.")
+        return one
 
     @cached_property
     def _constrained(self) -> Callable[[np.ndarray], list[np.ndarray]]:
@@ -158,28 +163,23 @@ class _PyMC(Host):
         ]
         shapes = [self.variables[rv.name] for rv in model.free_RVs]
         x, values = _of_columns(values, model.free_RVs, shapes)
-        return self._compiled(x, [_joined(values)], start=self.constrained(self._starts()))
+        return self._compiled(x, [_joined(values)])
 
     def _of_z(self, outputs: Sequence[Any]) -> tuple[Any, list[Any]]:
         return _of_columns(outputs, self._model.value_vars, self._z_shapes)
 
-    def _compiled(
-        self, points: Any, outputs: Sequence[Any], start: np.ndarray | None = None
-    ) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def _compiled(self, points: Any, outputs: Sequence[Any]) -> Callable[[np.ndarray], list[np.ndarray]]:
         """A function of many points, from graphs of one; a loop where PyTensor makes no such graph."""
-        start = self._starts() if start is None else start
-        one = _looped(points, outputs, self._mode)
-        try:
-            many = _vectorised(points, outputs, self._mode)
-            with np.errstate(all="ignore"):
-                pairs = zip(many(start), one(start), strict=True)
-                same = all(np.allclose(a, b, _AGREEMENT, _AGREEMENT, equal_nan=True) for a, b in pairs)
-        except Exception as error:  # a rule that an Op lacks fails in many ways, and the loop needs none
-            logger.info("PyTensor makes no function of many points of this model: %r", error)
-            same = False
-        if not same:
-            logger.warning("The model is evaluated point by point, which is slow: PyTensor can't vectorise its graph.")
-        return many if same else one
+        if self._vectorises:
+            try:
+                return _vectorised(points, outputs, self._mode)
+            except Exception as error:  # a rule that an Op lacks fails in many ways, and a loop needs none
+                self._vectorises = False
+                logger.warning(
+                    "PyTensor makes no function of many points of this model, which is evaluated point by point: %r",
+                    error,
+                )
+        return _looped(points, outputs, self._mode)
 
     def _starts(self) -> np.ndarray:
         """The initial point and two beside it, (3, d)."""
@@ -215,12 +215,6 @@ class _PyMC(Host):
         return dims, {d: labels for d, labels in self._model.coords.items() if d in used and labels is not None}
 
 
-def _compiled_in_c() -> str | None:
-    from pytensor import config
-
-    return "CVM" if config.cxx and config.mode == "Mode" and config.linker == "auto" else None
-
-
 def _of_columns(outputs: Sequence[Any], variables: Sequence[Any], shapes: Sequence[Any]) -> tuple[Any, list[Any]]:
     """Graphs as ones of a single vector of the variables' entries, with shared data as constants."""
     from pytensor import tensor as pt
@@ -252,7 +246,8 @@ def _looped(points: Any, outputs: Sequence[Any], mode: Any) -> Callable[[np.ndar
     compiled = function([points], list(outputs), mode=mode, on_unused_input="ignore")
 
     def loop(batch: np.ndarray) -> list[np.ndarray]:
-        return [np.stack(values).astype(float) for values in zip(*map(compiled, batch), strict=True)]
+        rows = batch if len(batch) else np.zeros((1, batch.shape[1]))  # no points have outputs of some shape, too
+        return [np.stack(values).astype(float)[: len(batch)] for values in zip(*map(compiled, rows), strict=True)]
 
     return loop
 

@@ -17,6 +17,7 @@ from jkosampler.errors import ArgumentError
 from jkosampler.targets import HostTarget, from_pymc
 
 pm = pytest.importorskip("pymc")
+pytestmark = pytest.mark.slow  # where nothing is in its cache, PyTensor compiles for minutes
 
 
 def schools_model() -> Any:
@@ -131,7 +132,7 @@ def test_transforms_against_differences(constrained: HostTarget) -> None:
 def test_points_outside_are_refused(constrained: HostTarget, column: int) -> None:
     x = constrained.space.to_user(random_points(constrained.space.dim))
     x[1, column] = -20.0
-    with pytest.raises(ArgumentError, match=r"at 1 of 6 points; the first is x\[1\]: .*-20"):
+    with pytest.raises(ArgumentError, match=r"at 1 of 6 points; the first is x\[1\]: .*scale"):
         constrained(x)
 
 
@@ -187,7 +188,6 @@ def test_models_that_cannot_be_sampled() -> None:
         from_pymc(nowhere)
 
 
-@pytest.mark.slow
 def test_fit_of_the_schools(schools: HostTarget) -> None:
     sampler = JKOSampler(schools.unconstrained, random_state=0, progress=False).fit()
     x = schools.space.to_user(torch.as_tensor(sampler.sample(40_000)))
