@@ -137,7 +137,7 @@ class _Stan(Host):
 
 
 def _layout(names: list[str]) -> tuple[dict[str, tuple[int, ...]], np.ndarray]:
-    """Variables with shapes, and the place in `names` of each of their entries in C order; Stan's first index runs fastest.
+    """Variables with shapes, and the place in `names` of each entry in C order; Stan's first index runs fastest.
 
     Parameters
     ----------

@@ -124,8 +124,8 @@ class HostSpace(Space):
 class HostTarget(Target):
     """A host's model as a target over the user's parameters, in columns (n, n_columns).
 
-    Called with them it returns the log density of the parameters, without Jacobian and without gradient; `unconstrained`
-    is the same law over R^d, with the host's gradient.
+    Called with them it returns the log density of the parameters, without Jacobian and without gradient;
+    `unconstrained` is the same law over R^d, with the host's gradient.
 
     Parameters
     ----------

@@ -38,8 +38,8 @@ def from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> HostTa
     Returns
     -------
     HostTarget
-        Over the latent variables in the order of the model, plates as dims, with the observed data. `derived(x)` has the
-        deterministic variables; a pointwise log likelihood is there for a single observed variable.
+        Over the latent variables in the order of the model, plates as dims, with the observed data. `derived(x)` has
+        the deterministic variables; a pointwise log likelihood is there for a single observed variable.
 
     Raises
     ------
@@ -72,7 +72,9 @@ class _NumPyro(Host):
         self._args, self._kwargs = args, kwargs
         self._model = numpyro.handlers.seed(model, rng_seed=0)
         with _double_precision():
-            trace = numpyro.handlers.trace(self._model).get_trace(*args, **kwargs)
+            # values by NumPyro's own rule: an improper prior has no draws
+            begun = numpyro.handlers.substitute(self._model, substitute_fn=numpyro.infer.init_to_uniform)
+            trace = numpyro.handlers.trace(begun).get_trace(*args, **kwargs)
             latent = _checked_latent(trace)
             try:
                 found = numpyro.infer.util.initialize_model(
@@ -124,7 +126,8 @@ class _NumPyro(Host):
         """A compiled function's outputs (n, ...), in whichever container it has them."""
         import jax
 
-        parts, first = [], 0
+        parts: list[Any] = []
+        first = 0
         with _double_precision():
             while first < len(points) or not parts:
                 left = len(points) - first
@@ -134,8 +137,8 @@ class _NumPyro(Host):
                     padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
                 else:
                     padded = np.zeros((size, points.shape[1]))
-                found = jax.tree.map(np.asarray, function(padded))
-                parts.append(jax.tree.map(lambda a, n=len(part): a[:n], found))
+                kept = slice(len(part))
+                parts.append(jax.tree.map(lambda output, kept=kept: np.asarray(output)[kept], function(padded)))
                 first += size
         return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 

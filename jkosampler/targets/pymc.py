@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from jkosampler.targets.hosts import Host, HostTarget, host_package, in_batches
 __all__ = ["from_pymc"]
 
 logger = logging.getLogger(__name__)
+
+Vectorised = Callable[[np.ndarray], list[np.ndarray]]  # points (n, d) to arrays (n, ...)
 
 _AGREEMENT = 1e-8  # of a graph for many points with that for one: rounding, in sums of another order
 
@@ -27,8 +29,8 @@ def from_pymc(model: Any, *, mode: Any = None) -> HostTarget:
     model : pymc.Model
         Its free variables are continuous. Values of `pymc.Data` are those at this call.
     mode : str or pytensor mode, optional
-        How PyTensor compiles; None: as it is configured. It takes seconds, and the first time of a kind of model up to a
-        minute. "JAX" needs JAX, "CVM" a C++ compiler and a BLAS library that it can link to.
+        How PyTensor compiles; None: as it is configured. It takes seconds, and the first time of a kind of model up
+        to a minute. "CVM" needs a C++ compiler and a BLAS library that it can link to.
 
     Returns
     -------
@@ -106,33 +108,35 @@ class _PyMC(Host):
         names = [variable.name for variable in self._model.deterministics]
         return dict(zip(names, self._evaluate(self._derived, z), strict=True)) if names else {}
 
-    def _evaluate(self, function: Callable[[np.ndarray], list[np.ndarray]], points: np.ndarray) -> list[np.ndarray]:
+    def _evaluate(self, function: Vectorised, points: np.ndarray) -> list[np.ndarray]:
         return in_batches(function, points, self._width)
 
     # Compiled when first needed, which the first is at once.
 
     @cached_property
-    def _value_and_gradient(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def _value_and_gradient(self) -> Vectorised:
         from pytensor.gradient import grad
 
         z, (value,) = self._of_z([self._model.logp()])
         graphs, starts = [value, grad(value, z, disconnected_inputs="ignore")], self._starts()
-        many, one = self._compiled(z, graphs), _looped(z, graphs, self._mode)
-        with np.errstate(all="ignore"):
-            pairs = list(zip(many(starts), one(starts), strict=True))
-        if all(np.allclose(a, b, _AGREEMENT, _AGREEMENT, equal_nan=True) for a, b in pairs):
-            return many
-        self._vectorises = False
-        logger.warning("PyTensor's function of many points of this model is wrong: it is evaluated point by point.")
-        return one
+        one = _looped(z, graphs, self._to_function)
+        expected = one(starts)
+        try:
+            many = _vectorised(z, graphs, self._to_function)
+            pairs = list(zip(many(starts), expected, strict=True))
+        except Exception as error:  # a rule that an Op lacks fails in many ways, and a loop needs none
+            return self._from_now_on_looped(one, error)
+        if not all(np.allclose(a, b, _AGREEMENT, _AGREEMENT, equal_nan=True) for a, b in pairs):
+            return self._from_now_on_looped(one, "the values are others than point by point")
+        return many
 
     @cached_property
-    def _constrained(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def _constrained(self) -> Vectorised:
         z, values = self._of_z(self._model.replace_rvs_by_values(self._model.free_RVs))
         return self._compiled(z, [_joined(values)])
 
     @cached_property
-    def _log_jacobian(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def _log_jacobian(self) -> Vectorised:
         model = self._model
         terms = [
             transform.log_jac_det(model.rvs_to_values[rv], *rv.owner.inputs).sum()
@@ -145,16 +149,16 @@ class _PyMC(Host):
         return self._compiled(z, [sum(terms)])
 
     @cached_property
-    def _log_likelihood(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def _log_likelihood(self) -> Vectorised:
         z, values = self._of_z(self._model.logp(vars=self._model.observed_RVs, sum=False))
         return self._compiled(z, [_joined(values)])
 
     @cached_property
-    def _derived(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def _derived(self) -> Vectorised:
         return self._compiled(*self._of_z(self._model.replace_rvs_by_values(self._model.deterministics)))
 
     @cached_property
-    def _unconstrained(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def _unconstrained(self) -> Vectorised:
         model = self._model
         # The bounds of a transform may depend on other variables, whose values are then columns of x as well.
         values = [
@@ -166,20 +170,29 @@ class _PyMC(Host):
         return self._compiled(x, [_joined(values)])
 
     def _of_z(self, outputs: Sequence[Any]) -> tuple[Any, list[Any]]:
-        return _of_columns(outputs, self._model.value_vars, self._z_shapes)
+        z, graphs = _of_columns(outputs, self._model.value_vars, self._z_shapes)
+        return _without_assertions(z, graphs, self._model.check_bounds)
 
-    def _compiled(self, points: Any, outputs: Sequence[Any]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def _compiled(self, points: Any, outputs: Sequence[Any]) -> Vectorised:
         """A function of many points, from graphs of one; a loop where PyTensor makes no such graph."""
-        if self._vectorises:
-            try:
-                return _vectorised(points, outputs, self._mode)
-            except Exception as error:  # a rule that an Op lacks fails in many ways, and a loop needs none
-                self._vectorises = False
-                logger.warning(
-                    "PyTensor makes no function of many points of this model, which is evaluated point by point: %r",
-                    error,
-                )
-        return _looped(points, outputs, self._mode)
+        looped = _looped(points, outputs, self._to_function)
+        if not self._vectorises:
+            return looped
+        try:
+            return _vectorised(points, outputs, self._to_function)
+        except Exception as error:  # as of value and gradient
+            return self._from_now_on_looped(looped, error)
+
+    def _from_now_on_looped(self, looped: Vectorised, reason: Any) -> Vectorised:
+        self._vectorises = False
+        logger.warning("PyTensor makes no function of many points: the model is evaluated one by one. %r", reason)
+        return looped
+
+    def _to_function(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Callable[..., Any]:
+        """Compiled with PyMC's own rewrites."""
+        return self._model.compile_fn(
+            list(outputs), inputs=list(inputs), mode=self._mode, point_fn=False, on_unused_input="ignore"
+        )
 
     def _starts(self) -> np.ndarray:
         """The initial point and two beside it, (3, d)."""
@@ -234,32 +247,48 @@ def _of_columns(outputs: Sequence[Any], variables: Sequence[Any], shapes: Sequen
     return points, clone_replace(list(outputs), replaced, rebuild_strict=False)
 
 
+def _without_assertions(points: Any, outputs: Sequence[Any], check_bounds: bool) -> tuple[Any, list[Any]]:
+    """The graphs with -inf, where a distribution's parameter is illegal, for an exception.
+
+    Before they are vectorised: then an assertion is one over all points.
+    """
+    from pymc.logprob.utils import local_check_parameter_to_ninf_switch, local_remove_check_parameter
+    from pytensor.graph.basic import Constant
+    from pytensor.graph.fg import FunctionGraph
+    from pytensor.graph.rewriting.basic import EquilibriumGraphRewriter
+    from pytensor.graph.traversal import graph_inputs
+
+    others = [v for v in graph_inputs(list(outputs)) if v is not points and not isinstance(v, Constant)]
+    graph = FunctionGraph([points, *others], list(outputs), clone=True)
+    rule = local_check_parameter_to_ninf_switch if check_bounds else local_remove_check_parameter
+    EquilibriumGraphRewriter([rule], max_use_ratio=100).rewrite(graph)
+    return graph.inputs[0], list(graph.outputs)
+
+
 def _joined(values: Sequence[Any]) -> Any:
     from pytensor import tensor as pt
 
     return pt.concatenate([value.flatten() for value in values])
 
 
-def _looped(points: Any, outputs: Sequence[Any], mode: Any) -> Callable[[np.ndarray], list[np.ndarray]]:
-    from pytensor import function
-
-    compiled = function([points], list(outputs), mode=mode, on_unused_input="ignore")
+def _looped(points: Any, outputs: Sequence[Any], compiler: Callable[..., Any]) -> Vectorised:
+    """A loop over the points, compiled at its first call."""
+    compiled = cache(lambda: compiler([points], outputs))
 
     def loop(batch: np.ndarray) -> list[np.ndarray]:
         rows = batch if len(batch) else np.zeros((1, batch.shape[1]))  # no points have outputs of some shape, too
-        return [np.stack(values).astype(float)[: len(batch)] for values in zip(*map(compiled, rows), strict=True)]
+        return [np.stack(values).astype(float)[: len(batch)] for values in zip(*map(compiled(), rows), strict=True)]
 
     return loop
 
 
-def _vectorised(points: Any, outputs: Sequence[Any], mode: Any) -> Callable[[np.ndarray], list[np.ndarray]]:
-    from pytensor import function
+def _vectorised(points: Any, outputs: Sequence[Any], compiler: Callable[..., Any]) -> Vectorised:
     from pytensor import tensor as pt
     from pytensor.graph.replace import vectorize_graph
 
     batch = pt.tensor("batch", dtype="float64", shape=(None, *points.type.shape))
     vectorised = vectorize_graph(list(outputs), {points: batch})
-    compiled = function([batch], vectorised, mode=mode, on_unused_input="ignore")
+    compiled = compiler([batch], vectorised)
     # What does not depend on the points has no axis for them.
     lacks_axis = [many.ndim == one.ndim for many, one in zip(vectorised, outputs, strict=True)]
 

@@ -21,7 +21,7 @@ CONCENTRATION = np.array([2.0, 3.0, 4.0])
 
 
 class StandIn:
-    """sigma ~ exponential(1); w ~ dirichlet(2, 3, 4); B ~ normal(MEAN, sigma), a 2 x 3 matrix, Stan's first index first.
+    """sigma ~ exponential(1); w ~ dirichlet(2, 3, 4); B ~ normal(MEAN, sigma), a 2 x 3 matrix.
 
     z = (log sigma, log w_1 / w_3, log w_2 / w_3, B); from sigma = 1000 on it raises.
     """

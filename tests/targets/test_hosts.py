@@ -24,7 +24,7 @@ def test_a_missing_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr("jkosampler.targets.hosts.import_module", missing)
-    with pytest.raises(MissingDependencyError, match=r"from_pymc needs pymc, .* pip install 'jkosampler\[pymc\]'"):
+    with pytest.raises(MissingDependencyError, match=r"from_pymc needs pymc, .*pip install 'jkosampler\[pymc\]'"):
         from_pymc(None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'jkosampler\[numpyro\]'"):
         from_numpyro(print)

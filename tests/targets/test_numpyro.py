@@ -126,6 +126,7 @@ def test_points_outside_are_refused(constrained: HostTarget, column: int) -> Non
         constrained(x)
 
 
+@pytest.mark.slow
 def test_cholesky_factor_of_a_correlation() -> None:
     target = from_numpyro(lambda: numpyro.sample("L", dist.LKJCholesky(3, 2.0)))
     assert target.space.variables == {"L": (3, 3)}
@@ -134,11 +135,7 @@ def test_cholesky_factor_of_a_correlation() -> None:
 
 
 def test_plates_within_plates() -> None:
-    def model() -> None:
-        with numpyro.plate("group", 3, dim=-2), numpyro.plate("item", 4, dim=-1):
-            numpyro.sample("a", dist.Normal(np.zeros(2), 1.0).to_event(1))
-
-    def other() -> None:
+    def rows() -> None:
         with numpyro.plate("group", 3, dim=-2):
             numpyro.sample("a", dist.MultivariateNormal(np.zeros(2), np.eye(2)))
 
@@ -146,9 +143,7 @@ def test_plates_within_plates() -> None:
         with numpyro.plate("group", 3, dim=-2), numpyro.plate("item", 4, dim=-1):
             numpyro.sample("a", dist.MultivariateNormal(np.zeros(2), np.eye(2)))
 
-    with pytest.raises(ValueError, match="broadcast|shape|batch"):  # the model's own error passes
-        from_numpyro(model)
-    assert from_numpyro(other).space.dims == {"a": ["group", "a_dim_1", "a_dim_2"]}
+    assert from_numpyro(rows).space.dims == {"a": ["group", "a_dim_1", "a_dim_2"]}
     assert from_numpyro(vectors).space.dims == {"a": ["group", "item", "a_dim_2"]}
 
 

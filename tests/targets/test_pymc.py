@@ -136,6 +136,7 @@ def test_points_outside_are_refused(constrained: HostTarget, column: int) -> Non
         constrained(x)
 
 
+@pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS installation")
 def test_cholesky_factor() -> None:
     with pm.Model() as model:
         pm.LKJCholeskyCov("chol", n=2, eta=2.0, sd_dist=pm.Exponential.dist(1.0, shape=2))
