@@ -34,16 +34,14 @@ def from_bridgestan(stan_model: Any) -> HostTarget:
     ----------
     stan_model : bridgestan.StanModel
         Or whatever has its methods `param_unc_num`, `param_names`, `log_density`, `log_density_gradient`,
-        `param_constrain` and `param_unconstrain`. Compile it with `STAN_THREADS` only if you need to: points are
-        evaluated one after the other.
+        `param_constrain` and `param_unconstrain`.
 
     Returns
     -------
     HostTarget
         Over the variables of the block `parameters`, "beta.1", "beta.2" being entries of "beta". `derived(x)` has the
-        transformed parameters. The log density keeps its constants (`propto=False`) as far as the model's own
-        statements do: `~` and `target +=` of a `_lupdf` drop theirs. It is -inf where Stan can't compute it, with a
-        message of `logging` the first time; there the log Jacobian is NaN.
+        transformed parameters. The log density keeps its constants (`propto=False`). It is -inf where Stan can't
+        compute it, with a message of `logging` the first time; there the log Jacobian is NaN.
 
     Raises
     ------
