@@ -185,7 +185,7 @@ class _PyMC(Host):
 
     def _from_now_on_looped(self, looped: Vectorised, reason: Any) -> Vectorised:
         self._vectorises = False
-        logger.warning("PyTensor makes no function of many points: the model is evaluated one by one. %r", reason)
+        logger.warning("PyTensor makes no function of many points: the model is evaluated point by point. %r", reason)
         return looped
 
     def _to_function(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Callable[..., Any]:
