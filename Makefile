@@ -42,7 +42,7 @@ test: .venv/.installed-test
 test-arviz1: .venv-arviz1/.installed
 	OMP_NUM_THREADS=1 .venv-arviz1/bin/python -m pytest -q -n 2 $(NUMPY_ONLY_TESTS)
 
-test-slow: .venv/.installed-test
+test-slow: .venv/.installed-test-slow
 	$(PYTEST) -m slow
 
 lint: .venv/.installed-lint
