@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
-from jkosampler._portable import as_bytes, dumped, loaded, noted, portable
-from jkosampler.errors import ArgumentError, ResourceError
+from jkosampler._portable import as_bytes, dumped, loaded, lost_processes, noted, portable
+from jkosampler.errors import ArgumentError
 
 if TYPE_CHECKING:
     from jkosampler.targets import TargetEvaluator
@@ -37,6 +36,7 @@ _PINGS = 5
 # busy with other work.
 _WORTHWHILE = 3.0
 _SECONDS_A_BYTE = 2e-9
+_RECOVERY = 0.99  # after rounds that did not pay, for each batch
 _FORGETTING = (
     1.05  # a batch may always be slower than the fastest one, by a disturbance; the point's cost may also rise
 )
@@ -67,11 +67,11 @@ class Team:
         # numbers travel from CPU to CPU, whatever the default group is for
         self._group = None if "gloo" in backend else distributed.new_group(backend="gloo")
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        self.round_trip = 0.0
         self.n_rounds = 0
         self._own_failure: BaseException | None = None
-        with _lost_processes():
+        with lost_processes():
             self.round_trip = self._ping()
+        self._cost = self.round_trip  # as it turns out to be
 
     @property
     def leads(self) -> bool:
@@ -81,7 +81,7 @@ class Team:
     def from_the_first(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor of this shape and kind."""
         tensor = tensor.clone()
-        with _lost_processes():
+        with lost_processes():
             self._broadcast(tensor)
         return tensor
 
@@ -102,7 +102,7 @@ class Team:
         except BaseException as error:
             own = error
         answers: list[Any] = [None] * self.size
-        with _lost_processes():
+        with lost_processes():
             mine = (None if own is None else portable(own), found[1])
             self._distributed.all_gather_object(answers, mine, group=self._group)
         if own is not None:
@@ -171,13 +171,14 @@ class Team:
         columns = {"density": 1, "gradient": 1 + x.shape[1]}.get(kind) or evaluator.n_outputs
         if columns == 0 or not self._is_worth_it(evaluator, kind, x, columns):
             return _timed(evaluator, kind, x)
+        began = time.perf_counter()
         self.n_rounds += 1
         tag = self.n_rounds  # what an interrupt has left of an earlier round is not taken for an answer
         n, d = x.shape
         slices = [slice(n * rank // self.size, n * (rank + 1) // self.size) for rank in range(self.size)]
         others = [rank for rank in range(1, self.size) if slices[rank].start < slices[rank].stop]
         points = x.detach().cpu().double()
-        with _lost_processes():
+        with lost_processes():
             self._broadcast(torch.tensor([_EVALUATE, index, _KINDS.index(kind), n, d, columns, tag]))
             sent = [self._send(points[slices[rank]], rank, tag) for rank in others]
             replies = {rank: torch.empty(1 + (slices[rank].stop - slices[rank].start) * columns) for rank in others}
@@ -185,7 +186,7 @@ class Team:
             awaited = {rank: self._receive(reply, rank, tag) for rank, reply in replies.items()}
         own, failure = _attempted(evaluator, kind, x[slices[0]])
         failures = [] if failure is None else [(0, failure)]
-        with _lost_processes():
+        with lost_processes():
             for rank in others:
                 awaited[rank].wait()
                 size = int(replies[rank][0])
@@ -200,6 +201,7 @@ class Team:
             where = f"{slices[rank].start} to {slices[rank].stop - 1} of {n}"
             raise error if rank == 0 else noted(error, rank, f", which had points {where}")
         assert own is not None
+        self._learn(time.perf_counter() - began, evaluator.seconds_a_point[kind] * n)
         answers = [replies[rank][1:].view(-1, columns).to(own) for rank in others]
         return torch.cat([own, *answers])
 
@@ -207,21 +209,26 @@ class Team:
         known = evaluator.seconds_a_point
         # before the first gradient: a value is known from the probes, and hardly costs more
         seconds = known.get(kind, known.get("density", 0.0)) * len(x) * (1.0 - 1.0 / self.size)
-        cost = self.round_trip + _SECONDS_A_BYTE * 8.0 * len(x) * (x.shape[1] + columns)
+        cost = self._cost + _SECONDS_A_BYTE * 8.0 * len(x) * (x.shape[1] + columns)
+        self._cost = max(self.round_trip, _RECOVERY * self._cost)
         return len(x) > 1 and seconds > _WORTHWHILE * cost
+
+    def _learn(self, seconds: float, alone: float) -> None:
+        """Rounds that take longer than rank 0 alone, on busy cores say, become rarer until some of them pay."""
+        self._cost = 2.0 * self._cost if seconds > alone else 0.5 * self._cost
 
     def _follow(self, evaluators: Sequence[TargetEvaluator], known: Sequence[Any]) -> Any:
         """Evaluate what rank 0 sends, until it sends a result or an error."""
         self._own_failure = None
         while True:
-            with _lost_processes():
+            with lost_processes():
                 header = torch.empty(_HEADER, dtype=torch.int64)
                 self._broadcast(header)
             code, size, *_ = header.tolist()
             if code == _EVALUATE:
                 self._serve(evaluators, *header.tolist()[1:])
                 continue
-            with _lost_processes():
+            with lost_processes():
                 blob = torch.empty(size, dtype=torch.uint8)
                 self._broadcast(blob)
             if code == _RESULT:
@@ -237,7 +244,7 @@ class Team:
         first, last = n * self.rank // self.size, n * (self.rank + 1) // self.size
         if first == last:
             return
-        with _lost_processes():
+        with lost_processes():
             points = torch.empty(last - first, d, dtype=torch.float64)
             self._receive(points, 0, tag).wait()
         evaluator = evaluators[index]
@@ -253,13 +260,13 @@ class Team:
             self._own_failure = failure
             blob = as_bytes(portable(failure))
             reply[0] = len(blob)
-        with _lost_processes():
+        with lost_processes():
             self._send(reply, 0, tag).wait()
             if failure is not None:
                 self._send(blob, 0, tag).wait()
 
     def _tell(self, code: int, blob: bytes) -> None:
-        with _lost_processes():
+        with lost_processes():
             self._broadcast(torch.tensor([code, len(blob), *[0] * (_HEADER - 2)]))
             self._broadcast(as_bytes(blob))
 
@@ -305,17 +312,3 @@ def _attempted(evaluator: TargetEvaluator, kind: str, x: Tensor) -> tuple[Tensor
         return _timed(evaluator, kind, x), None
     except BaseException as error:
         return None, error
-
-
-@contextmanager
-def _lost_processes() -> Iterator[None]:
-    """What gloo raises of processes that have ended, in words."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ResourceError(
-            f"torch.distributed: another process has ended, or takes part no more ({reason}). "
-            "All processes must make the same calls of the sampler, diagnose() too; how long they wait for each other "
-            "is init_process_group(timeout=)."
-        ) from error

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_bytes", "dumped", "loaded", "noted", "portable"]
+from jkosampler.errors import ResourceError
+
+__all__ = ["as_bytes", "dumped", "loaded", "lost_processes", "noted", "portable"]
 
 
 def noted(error: BaseException, rank: int, more: str = "") -> BaseException:
+    """The error with a note of where it comes from."""
     error.add_note(f"Raised on rank {rank}{more}.")
     return error
 
@@ -29,6 +33,7 @@ def portable(error: BaseException) -> bytes:
 
 
 def as_bytes(blob: bytes) -> Tensor:
+    """A tensor of bytes, which gloo can send."""
     return torch.frombuffer(bytearray(blob), dtype=torch.uint8)
 
 
@@ -60,3 +65,17 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return self._known[pid]
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """What gloo raises of processes that have ended, in words."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ResourceError(
+            f"torch.distributed: another process has ended, or takes part no more ({reason}). "
+            "All processes must make the same calls of the sampler, diagnose() too; how long they wait for each other "
+            "is init_process_group(timeout=)."
+        ) from error

@@ -1,6 +1,6 @@
 """What each process of a torchrun does: fits of which it writes down what came out, `FOLDER/RANK.json`.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/distributed_fits.py FOLDER SCENARIO ...
+python -m torch.distributed.run --nproc-per-node 2 tests/distributed_fits.py FOLDER SCENARIO ...
 """
 
 from __future__ import annotations
