@@ -5,23 +5,31 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Bunch
 
 from jkosampler._arguments import warn_user
+from jkosampler._distributed import Team, team
 from jkosampler._inputs import torch_scope
-from jkosampler._result import FitResult
+from jkosampler._result import FitResult, spare_generator
+from jkosampler._setup import Setup
+from jkosampler._setup_fields import FieldSetup
 from jkosampler.diagnostics import evidence
 from jkosampler.energies import EnergyEvaluator, FunctionalEvaluator
+from jkosampler.engines import Lagrangian
+from jkosampler.errors import JKOSamplerError
 
-__all__ = ["Budget", "run"]
+__all__ = ["Budget", "begun", "led", "run", "run_by_all"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -132,3 +140,95 @@ def _warn_of_the_end(fitted: FitResult, made: int, n_steps: int | None) -> None:
     what = f"only {made} of {n_steps} steps were made" if fewer else f"the fit has not converged in {steps}"
     advice = "diagnose()" if fitted.setup.target else "history_"
     warn_user(f"{what} (stop_reason_: {fitted.stop_reason}); look at {advice}.", ConvergenceWarning)
+
+
+def begun(setup: Setup | FieldSetup, generator: torch.Generator, budget: Budget, *, scouted: bool) -> FitResult:
+    """A fit of no steps, where this process or rank 0 has drawn its particles, after a look for modes if it is due."""
+
+    def begin() -> tuple[Any, str | None, Any]:
+        chosen = setup.scouted(spare_generator(generator)) if scouted and isinstance(setup, Setup) else setup
+        state = chosen.begin()
+        if chosen.note:
+            logger.warning(chosen.note)
+        return chosen.problem, chosen.note, state
+
+    with torch_scope(setup.engine.threads), budget.spending(setup.problem.energy):
+        problem, note, state = led("fit", setup, begin, generators=[generator])
+    return FitResult(replace(setup, problem=problem, note=note), generator, state)
+
+
+def run_by_all(fitted: FitResult, n_steps: int | None, budget: Budget, *, exact: bool) -> Iterator[FitResult]:
+    """`run`, which rank 0 goes through where there are several processes; all see the same results.
+
+    There the report behind the fitted attributes is made at once, by all: who asks for one later need not ask for it
+    on every rank.
+    """
+    results = run(fitted, n_steps, budget, exact=exact)
+    together = _team_for(fitted.setup)
+    if together is None:
+        yield from results
+        return
+    here: FitResult | None = None
+
+    def advance() -> tuple[Any, Bunch | None, str] | None:
+        nonlocal here
+        here = next(results, None)
+        if here is None:
+            return None
+        return here.state, here.history[-1] if here.history else None, here.stop_reason
+
+    while True:
+        # what the ranks know already of a law is not sent again
+        news = led("a step", fitted.setup, advance, known=fitted.state.maps, generators=[fitted.generator])
+        if news is None:
+            break
+        if here is None or not together.leads:
+            here = _told(fitted, *news)
+        fitted = here
+        yield fitted
+
+    def report() -> Any:
+        try:
+            return fitted.final_report
+        except JKOSamplerError:
+            return None  # who asks for it meets the error
+
+    found = led("the final report", fitted.setup, report)
+    if found is not None:
+        vars(fitted)["final_report"] = found
+
+
+def _told(fitted: FitResult, state: Any, record: Bunch | None, stop_reason: str) -> FitResult:
+    """The fit as rank 0 has gone on with it."""
+    if record is not None and state.n_steps > fitted.state.n_steps:
+        fitted = fitted.after(state, record)
+    return fitted.ended(state, stop_reason)
+
+
+def led(
+    what: str,
+    setup: Setup | FieldSetup,
+    compute: Callable[[], T],
+    *,
+    known: Sequence[Any] = (),
+    generators: Sequence[torch.Generator] = (),
+) -> T:
+    """What `compute` returns, on rank 0 where there are several processes; see `Team.led`."""
+    together = _team_for(setup)
+    if together is None:
+        return compute()
+    assert isinstance(setup, Setup)
+    # what users have made, their functions above all, is on every rank, and need not be fit to be sent
+    own = [thing for part in (setup, setup.problem) for thing in vars(part).values() if not isinstance(thing, _PLAIN)]
+    energy = setup.problem.energy
+    return together.led(what, energy.evaluators, compute, known=[*own, *known], generators=generators)
+
+
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+
+
+def _team_for(setup: Setup | FieldSetup) -> Team | None:
+    """The processes that share a fit: where no target is, there is nothing to share, and each makes it all."""
+    if not isinstance(setup, Setup) or setup.target is None or not isinstance(setup.engine, Lagrangian):
+        return None
+    return team()

@@ -6,7 +6,6 @@ the loop over steps in `_run`, fitted attributes in `_result`; what is here turn
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -20,15 +19,14 @@ from tqdm.auto import tqdm
 
 from jkosampler._corrected import METHODS, corrected_draws
 from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
-from jkosampler._result import FitResult, FittedAttributes, spare_generator
-from jkosampler._run import Budget, run
-from jkosampler._setup import Setup, check_that_it_ends, checked
+from jkosampler._result import FittedAttributes
+from jkosampler._run import Budget, begun, led, run_by_all
+from jkosampler._setup import check_that_it_ends
+from jkosampler._setup_by_all import checked_by_all, is_silent
 from jkosampler.diagnostics import Report
 from jkosampler.errors import ArgumentError
 
 __all__ = ["JKOSampler"]
-
-logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_SCOUT = 500_000  # evaluations in the budget
 
@@ -275,7 +273,13 @@ class JKOSampler(FittedAttributes, BaseEstimator):
             if method == "flow":
                 draws = fitted.seen.sample(n, t=t, generator=generator)
             else:
-                draws = fitted.seen.shown(corrected_draws(fitted, n, method, generator))
+                found = led(
+                    "sample",
+                    fitted.setup,
+                    lambda: corrected_draws(fitted, n, method, generator),
+                    generators=[generator],
+                )
+                draws = fitted.seen.shown(found)
         return draws if as_tensor else _to_numpy(draws)
 
     def sample_with_log_density(
@@ -352,7 +356,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         fitted = self._fitted
         if fitted.setup.target is None:
             raise ArgumentError("diagnose compares with a log_target; this sampler has none, look at history_.")
-        return fitted.report(n, fitted.generator)
+        generator = fitted.generator
+        return led("diagnose", fitted.setup, lambda: fitted.report(n, generator), generators=[generator])
 
     def to_arviz(self, draws: int = 1000, chains: int = 4, *, random_state: Any = None) -> Any:
         """Independent draws split into chains, as ArviZ keeps them: InferenceData (0.x) or DataTree (1.x).
@@ -363,8 +368,11 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         from jkosampler._export import arviz_groups
         from jkosampler.arviz_io import to_arviz
 
+        fitted, generator = self._fitted, self._stream(random_state)
         with torch_scope():
-            groups = arviz_groups(self._fitted, draws, chains, self._stream(random_state))
+            groups = led(
+                "to_arviz", fitted.setup, lambda: arviz_groups(fitted, draws, chains, generator), generators=[generator]
+            )
         return to_arviz(**groups)
 
     def _stream(self, random_state: Any) -> torch.Generator:
@@ -373,28 +381,21 @@ class JKOSampler(FittedAttributes, BaseEstimator):
     def _start(self, X: Any) -> Budget:
         """Check the parameters, draw the particles, and leave a sampler of zero steps."""
         self.__dict__.pop("_result", None)
-        generator = random_generator(self.random_state)
-        with torch_scope():
-            setup = checked(self, X, generator)
+        setup, generator = checked_by_all(self, X)
         budget = Budget(self.max_time, self.max_target_evaluations)
-        with torch_scope(setup.engine.threads), budget.spending(setup.problem.energy):
-            if isinstance(setup, Setup) and (self.max_target_evaluations or math.inf) >= _ENOUGH_TO_SCOUT:
-                setup = setup.scouted(spare_generator(generator))
-            state = setup.begin()
-        if setup.note:
-            logger.warning(setup.note)
-        self._result = FitResult(setup, generator, state)
+        scouted = (self.max_target_evaluations or math.inf) >= _ENOUGH_TO_SCOUT
+        self._result = begun(setup, generator, budget, scouted=scouted)
         return budget
 
     def _run_with_progress(self, n_steps: int | None, budget: Budget, *, exact: bool) -> None:
-        with tqdm(total=n_steps, disable=not self.progress, desc="JKO steps", unit="step") as bar:
+        with tqdm(total=n_steps, disable=not self.progress or is_silent(), desc="JKO steps", unit="step") as bar:
             for record in self._run(n_steps, budget, exact=exact):
                 shown = {"energy": f"{record.energy:.5g}", "tau": f"{record.step_size:.3g}"}
                 bar.set_postfix(shown if np.isnan(record.ess) else shown | {"ess": f"{record.ess:.1%}"})
                 bar.update()
 
     def _run(self, n_steps: int | None, budget: Budget, *, exact: bool) -> Iterator[Bunch]:
-        for result in run(self._fitted, n_steps, budget, exact=exact):
+        for result in run_by_all(self._fitted, n_steps, budget, exact=exact):
             is_step = result.state.n_steps != self._fitted.state.n_steps
             self._result = result
             if is_step:

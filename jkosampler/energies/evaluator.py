@@ -77,6 +77,11 @@ class EnergyEvaluator:
                 raise ArgumentError(f"energy: the term {term!r} can't be computed by the Lagrangian engine.")
 
     @property
+    def evaluators(self) -> list[TargetEvaluator]:
+        """Of its targets and potentials."""
+        return [evaluator for _, evaluator in self._potentials]
+
+    @property
     def n_evaluations(self) -> int:
         """Points at which targets and potentials were evaluated so far."""
         return sum(evaluator.n_evaluations for _, evaluator in self._potentials)

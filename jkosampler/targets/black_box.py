@@ -74,14 +74,20 @@ class BlackBoxEvaluator(TargetEvaluator):
 
         return TargetEvaluator(Target(log_density, target.dim), self.dtype, self.device)
 
-    def _values(self, x: Tensor) -> Tensor:
-        outputs = self.target.black_box(x)
+    def rows(self, kind: str, x: Tensor) -> Tensor:
+        """The black box's outputs (n, k) at x (n, d); there is no other kind."""
+        with torch.no_grad():
+            outputs = self.target.black_box(x)
         if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[0] != x.shape[0]:
             found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise TargetShapeError(
                 f"The log density must return a number for each of {len(x)} points, a tensor ({len(x)},), got {found}."
             )
-        value = self.target.log_density_from(x, outputs)
+        return outputs
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        outputs = self._spread_rows("outputs", x)
+        value = self._of_shape(self.target.log_density_from(x, outputs), x)
         usable = value.isfinite() & outputs.isfinite().all(1)
         self._kept.append((x[usable].detach(), outputs[usable].detach().to(x), value[usable].detach()))
         return value

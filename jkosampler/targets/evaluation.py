@@ -8,7 +8,9 @@ and later those of numbers that it can't compute with, which a fit takes as a ba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,9 +56,12 @@ class TargetEvaluator:
         Points at which the target was evaluated.
     n_calls : int
         Batched calls.
+    spread : callable (kind, x) -> rows, or None
+        Has `rows` evaluated in its own way, by several processes say; None: here.
     """
 
     differentiable = True
+    spread: Callable[[str, Tensor], Tensor] | None = None
 
     def __init__(self, target: Target, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> None:
         self.target = target
@@ -64,6 +69,9 @@ class TargetEvaluator:
         self.device = torch.device(device)
         self.n_evaluations = 0
         self.n_calls = 0
+        # what `spread` has learnt: seconds by kind of rows, and the columns of the last ones
+        self.seconds_a_point: dict[str, float] = {}
+        self.n_outputs = 0
         self._probed = False
         self._differentiated = False
 
@@ -83,7 +91,7 @@ class TargetEvaluator:
         with torch.inference_mode(False), torch.no_grad(), _NoteOnError(self._shape(x), self.dtype, not self._probed):
             # a copy, since a function that works in place would move the particles
             x = x.detach().to(self.device, self.dtype, copy=True)
-            return self._checked_value(self._call(x), x)
+            return self._checked_value(self._log_density(x), x)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log density (n,) and its gradient (n, d) at x (n, d); the gradient is zero where the density is.
@@ -103,17 +111,10 @@ class TargetEvaluator:
             )
         first = not self._differentiated
         with torch.inference_mode(False), torch.enable_grad(), _NoteOnError(self._shape(x), self.dtype, first):
-            x = x.detach().to(self.device, self.dtype, copy=True).requires_grad_(True)
-            raw = self._call(x)
-            value = self._checked_value(raw, x)
-            gradient = torch.autograd.grad(raw.sum(), x, allow_unused=True)[0] if raw.requires_grad else None
-        if gradient is None:
-            raise TargetGradientError(
-                "The log density does not depend on x for torch: a detour over numpy, .detach(), .item() or "
-                f"torch.tensor(...) cuts the gradient off. {_REWRITE}."
-            )
+            x = x.detach().to(self.device, self.dtype, copy=True)
+            rows = self._spread_rows("gradient", x)
+            value, gradient = self._checked_value(rows[:, 0], x), rows[:, 1:]
         self._differentiated = True
-        value = value.detach()
         gradient = torch.where(value.isneginf()[:, None], 0.0, gradient)
         self._refuse_points(
             ~gradient.isfinite().all(dim=1),
@@ -175,10 +176,45 @@ class TargetEvaluator:
                 indices=[0],
             )
 
-    def _call(self, x: Tensor) -> Tensor:
+    def rows(self, kind: str, x: Tensor) -> Tensor:
+        """What the user's code says of each point x (n, d), not counted, and checked only for its shape.
+
+        Parameters
+        ----------
+        kind : {"density", "gradient"}
+            Log densities (n, 1); or these and their gradients, (n, 1 + d).
+        x : Tensor (n, d)
+        """
+        if kind == "density":
+            with torch.no_grad():
+                return self._call(x).unsqueeze(1)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.requires_grad_(True)
+            raw = self._call(x)
+            value = raw.detach().to(self.device, self.dtype).unsqueeze(1)
+            if bool((value.isnan() | value.isposinf()).any()):
+                return torch.cat([value, torch.zeros_like(x)], dim=1)  # which is refused for its value
+            gradient = torch.autograd.grad(raw.sum(), x, allow_unused=True)[0] if raw.requires_grad else None
+        if gradient is None:
+            raise TargetGradientError(
+                "The log density does not depend on x for torch: a detour over numpy, .detach(), .item() or "
+                f"torch.tensor(...) cuts the gradient off. {_REWRITE}."
+            )
+        return torch.cat([value, gradient], dim=1)
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        return self._spread_rows("density", x)[:, 0]
+
+    def _spread_rows(self, kind: str, x: Tensor) -> Tensor:
+        """`rows`, counted."""
         self.n_calls += 1
         self.n_evaluations += x.shape[0]
-        value = self._values(x)
+        return self.rows(kind, x) if self.spread is None else self.spread(kind, x)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._of_shape(self.target(x), x)
+
+    def _of_shape(self, value: Any, x: Tensor) -> Tensor:
         if not isinstance(value, Tensor):
             raise TargetShapeError(
                 f"The log density must return a torch tensor of shape (n,), got {type(value).__name__}: "
@@ -189,9 +225,6 @@ class TargetEvaluator:
         if value.is_complex():
             raise TargetError("The log density must be real, got a complex tensor; take its real part.")
         return value
-
-    def _values(self, x: Tensor) -> Tensor:
-        return self.target(x)
 
     def _checked_value(self, value: Tensor, x: Tensor) -> Tensor:
         value = value.to(self.device, self.dtype)
