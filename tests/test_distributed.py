@@ -33,6 +33,7 @@ def test_without_a_group_there_is_no_team() -> None:
     assert team() is None
 
 
+@pytest.mark.slow
 def test_two_processes_agree_and_errors_of_one_end_both(tmp_path: Path) -> None:
     first, second = run(tmp_path, "short", "black_box", "failing", "nan", "unlike")
     assert first.pop("rounds") > 20

@@ -21,7 +21,7 @@ _BATCH, _LEARNING_RATE, _WARM_UP = 256, 5e-3, 0.05
 
 
 class SplineFlow(nn.Module):
-    """Coupling layers, three transforms of eight bins with two hidden layers of 64, and an affine map of their draws."""
+    """Coupling layers, three transforms of eight bins with two hidden layers of 64, then an affine map."""
 
     def __init__(self, dim: int) -> None:
         import zuko

@@ -145,9 +145,17 @@ class TestAdaptiveSteps:
     def test_long_affine_steps_that_bring_nothing_end_the_stage(self) -> None:
         last = replace(self.affine, tau=2.7, best=0.9)
         near = self.policy.after_accept(last, seen(-0.03, discrepancy=0.07))
-        assert near == Control(self.policy.second_tau, "collocation", best=0.07, tails=True, collocation_below=0.1)
+        settings = {"collocation_below": 0.1, "n_affine": 1}
+        assert near == Control(self.policy.second_tau, "collocation", best=0.07, tails=True, **settings)
         far = self.policy.after_accept(last, seen(-0.03, discrepancy=0.7))
-        assert far == Control(self.policy.largest_tau, "network", best=0.7, collocation_below=0.1)
+        assert far == Control(self.policy.largest_tau, "network", best=0.7, **settings)
+
+    def test_affine_steps_do_not_go_on_for_ever(self) -> None:
+        control = replace(self.affine, tau=10.0, best=0.9)
+        for _ in range(self.policy.most_affine):
+            assert control.method == "affine"
+            control = self.policy.after_accept(control, seen(-5.0, discrepancy=0.8))
+        assert control.method == "network"
 
     def test_rejected_affine_steps_are_shortened_and_then_left_to_other_maps(self) -> None:
         control: Control | None = replace(self.affine, tau=6.4, best=0.7)
