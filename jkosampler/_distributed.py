@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -34,14 +35,15 @@ _HEADER = 7
 _PINGS = 5
 # A round is worth it that saves several times what it costs by itself: both are estimates, on a machine that may be
 # busy with other work.
-_WORTHWHILE = 3.0
+_WORTHWHILE = 5.0
 _SECONDS_A_BYTE = 2e-9
 _RECOVERY = 0.99  # after rounds that did not pay, for each batch
 _FORGETTING = (
     1.05  # a batch may always be slower than the fastest one, by a disturbance; the point's cost may also rise
 )
 
-_teams: dict[Any, Team] = {}
+# weak: a group that outlives its `destroy_process_group` ends its threads too late, and the process aborts
+_teams: weakref.WeakKeyDictionary[Any, Team] = weakref.WeakKeyDictionary()
 
 
 def team() -> Team | None:
@@ -51,11 +53,10 @@ def team() -> Team | None:
         return None
     if distributed.get_world_size() == 1:
         return None
-    key = distributed.group.WORLD
-    if key not in _teams:
-        _teams.clear()
-        _teams[key] = Team(distributed)
-    return _teams[key]
+    group = distributed.group.WORLD
+    if group not in _teams:
+        _teams[group] = Team(distributed)
+    return _teams[group]
 
 
 class Team:
