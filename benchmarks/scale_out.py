@@ -36,7 +36,7 @@ from jkosampler import JKOSampler, _distributed, engines, forward, laws
 from jkosampler.targets import TargetEvaluator
 
 BATCHES = (
-    "| cost of a solve, µs | cost of a point, µs | ms, rank 0 alone | ms, all ranks | speed | would a fit share it? |\n"
+    "| cost of a solve, µs | cost of a point, µs | ms, rank 0 alone | ms, all ranks | speed | shared at first? |\n"
     "|---|---|---|---|---|---|"
 )
 FITS = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from jkosampler._portable import as_bytes, dumped, loaded, lost_processes, noted, portable
+from jkosampler._timed_rows import attempted_rows, timed_rows
 from jkosampler.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -34,14 +36,15 @@ _HEADER = 7
 _PINGS = 5
 # A round is worth it that saves several times what it costs by itself: both are estimates, on a machine that may be
 # busy with other work.
-_WORTHWHILE = 3.0
+_WORTHWHILE = 5.0
 _SECONDS_A_BYTE = 2e-9
 _RECOVERY = 0.99  # after rounds that did not pay, for each batch
 _FORGETTING = (
     1.05  # a batch may always be slower than the fastest one, by a disturbance; the point's cost may also rise
 )
 
-_teams: dict[Any, Team] = {}
+# weak: a group that outlives its `destroy_process_group` ends its threads too late, and the process aborts
+_teams: weakref.WeakKeyDictionary[Any, Team] = weakref.WeakKeyDictionary()
 
 
 def team() -> Team | None:
@@ -51,11 +54,10 @@ def team() -> Team | None:
         return None
     if distributed.get_world_size() == 1:
         return None
-    key = distributed.group.WORLD
-    if key not in _teams:
-        _teams.clear()
-        _teams[key] = Team(distributed)
-    return _teams[key]
+    group = distributed.group.WORLD
+    if group not in _teams:
+        _teams[group] = Team(distributed)
+    return _teams[group]
 
 
 class Team:
@@ -170,7 +172,7 @@ class Team:
         """Rows (n, k) of an evaluator at x (n, d), by all ranks where that is worth it."""
         columns = {"density": 1, "gradient": 1 + x.shape[1]}.get(kind) or evaluator.n_outputs
         if columns == 0 or not self._is_worth_it(evaluator, kind, x, columns):
-            return _timed(evaluator, kind, x)
+            return timed_rows(evaluator, kind, x)
         began = time.perf_counter()
         self.n_rounds += 1
         tag = self.n_rounds  # what an interrupt has left of an earlier round is not taken for an answer
@@ -184,7 +186,7 @@ class Team:
             replies = {rank: torch.empty(1 + (slices[rank].stop - slices[rank].start) * columns) for rank in others}
             replies = {rank: reply.double() for rank, reply in replies.items()}
             awaited = {rank: self._receive(reply, rank, tag) for rank, reply in replies.items()}
-        own, failure = _attempted(evaluator, kind, x[slices[0]])
+        own, failure = attempted_rows(evaluator, kind, x[slices[0]])
         failures = [] if failure is None else [(0, failure)]
         with lost_processes():
             for rank in others:
@@ -249,7 +251,7 @@ class Team:
             self._receive(points, 0, tag).wait()
         evaluator = evaluators[index]
         x = points.to(evaluator.device, evaluator.dtype)
-        rows, failure = _attempted(evaluator, _KINDS[kind], x)
+        rows, failure = attempted_rows(evaluator, _KINDS[kind], x)
         if rows is not None and rows.shape[1] != columns:
             failure = ArgumentError(f"the target has {rows.shape[1]} outputs here, {columns} on rank 0.")
         reply = torch.zeros(1 + (last - first) * columns, dtype=torch.float64)
@@ -293,22 +295,3 @@ class Team:
 
     def _receive(self, tensor: Tensor, rank: int, tag: int) -> Any:
         return self._distributed.irecv(tensor, rank, group=self._group, tag=tag)
-
-
-def _timed(evaluator: TargetEvaluator, kind: str, x: Tensor) -> Tensor:
-    """Rows by this process alone, and what a point costs, from the fastest batch."""
-    began = time.perf_counter()
-    rows = evaluator.rows(kind, x)
-    if len(x):
-        seconds, before = (time.perf_counter() - began) / len(x), evaluator.seconds_a_point.get(kind)
-        evaluator.seconds_a_point[kind] = seconds if before is None else min(seconds, _FORGETTING * before)
-        evaluator.n_outputs = rows.shape[1]
-    return rows
-
-
-def _attempted(evaluator: TargetEvaluator, kind: str, x: Tensor) -> tuple[Tensor | None, BaseException | None]:
-    """Rows, or what was raised in their place: whoever raises must not leave the others waiting."""
-    try:
-        return _timed(evaluator, kind, x), None
-    except BaseException as error:
-        return None, error
