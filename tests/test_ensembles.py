@@ -46,8 +46,8 @@ def test_linear_gaussian_posterior(name: str) -> None:
 
 
 def test_finite_ensemble_term_keeps_a_small_ensemble_from_shrinking() -> None:
-    # five particles in the plane: without the term the variances are .66 and .02 of what they should be; with it they are
-    # too large by 5 and 13 %, which is the steps' part
+    # five particles in the plane: without the term the variances are .66 and .02 of what they should be; with it they
+    # are too large by 5 and 13 %, which is the part of the steps
     rng = np.random.default_rng(1)
     x = snapshots(aldi(rng.standard_normal((5, 2)), gradient, rng, share=0.05), n_steps=20_000, n=5_000)
     assert np.abs(x.var(0) / COVARIANCE.diagonal() - 1.0).max() < 0.25

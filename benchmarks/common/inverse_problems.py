@@ -1,6 +1,6 @@
-"""Inverse problems with Gaussian noise and prior, seen with and without derivatives, and what is known of their answers.
+"""Inverse problems with Gaussian noise and prior, seen with and without derivatives, and their known answers.
 
-The moments of Darcy flow are those of long chains, which `benchmarks/darcy_reference.py` keeps in a file.
+The moments of Darcy flow are those of the long chains of `darcy_reference.py`, which are kept in a file.
 """
 
 from __future__ import annotations

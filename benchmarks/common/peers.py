@@ -1,9 +1,9 @@
 """What else one would take: other packages' samplers on the same torch density, with the same counters.
 
 NumPyro's NUTS, emcee, pocoMC and zuko's flow as their users run them; full-rank Gaussian variational inference and
-affine-invariant Langevin dynamics (ALDI, of `ensembles.py`), which need no package. Every evaluation goes through `Counted`, also those
-of JAX, which calls it back: seconds of NUTS are therefore more than those of a density written in JAX, its evaluations
-are what they are.
+affine-invariant Langevin dynamics (ALDI, of `ensembles.py`), which need no package. Every evaluation goes through
+`Counted`, also those of JAX, which calls it back: seconds of NUTS are therefore more than those of a density written in
+JAX, its evaluations are what they are.
 """
 
 from __future__ import annotations

@@ -1,21 +1,19 @@
-"""Moments, evidence and best Gaussian of the posteriors of Darcy flow, by long chains: what other benchmarks compare with.
+"""Moments, evidence and best Gaussian of the posteriors of Darcy flow, by long chains.
 
-    python benchmarks/darcy_reference.py [--dims 24 48]
-
-NumPyro's NUTS on the torch density with its gradients, in coordinates in which a Gaussian about the mode is standard;
-the effective sample sizes of every coordinate and of its square say how sure the moments are. The evidence is by
-bridge sampling (Meng and Wong 1996) from these draws to a Gaussian with the moments of half of them, which the other
-half does not see. The best Gaussian is full-rank variational inference, in the same coordinates. Writes
-`docs/benchmarks/darcy_reference.json`.
+NumPyro's NUTS on the torch density with its gradients. Shorter chains first, in coordinates in which a Gaussian about
+the mode is standard; then the long ones, where a Gaussian with their moments is. The effective sample sizes of every
+coordinate and of its square say how sure the moments are. The evidence is by bridge sampling (Meng and Wong 1996) from
+these draws to a Gaussian with the moments of half of them, which the other half does not see. The best Gaussian is
+full-rank variational inference, in the same coordinates.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,9 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from torch import Tensor
 
-N_CHAINS, N_WARM_UP, N_DRAWS, SEED = 16, 600, 1000, 7
+__all__ = ["write_references"]
+
+N_CHAINS, N_PILOT, N_WARM_UP, N_DRAWS, SEED = 16, 500, 300, 3000, 7
 
 
 def laplace(problem: InverseProblem) -> tuple[Tensor, Tensor]:
@@ -40,6 +40,11 @@ def laplace(problem: InverseProblem) -> tuple[Tensor, Tensor]:
     mode = torch.from_numpy(minimize(descent, np.zeros(problem.dim), jac=True, method="L-BFGS-B").x)
     curvature = torch.autograd.functional.hessian(lambda x: -problem.log_density(x[None])[0], mode)
     return mode, torch.linalg.cholesky(torch.linalg.inv(curvature))
+
+
+def whitened(problem: InverseProblem, centre: Tensor, root: Tensor, z: Tensor) -> Tensor:
+    """Log density (n,) of z (n, d), where x = centre + root z; the evidence is the same."""
+    return problem.log_density(centre + z @ root.mT) + root.diagonal().log().sum()
 
 
 def bridged_evidence(log_density: Callable[[np.ndarray], np.ndarray], x: np.ndarray, rng: np.random.Generator) -> float:
@@ -66,15 +71,16 @@ def reference(dim: int) -> dict[str, Any]:
     from numpyro.diagnostics import effective_sample_size, gelman_rubin
 
     problem, began = darcy(dim), time.process_time()
-    mode, root = laplace(problem)
-
-    def whitened(z: Tensor) -> Tensor:
-        return problem.log_density(mode + z @ root.mT) + root.diagonal().log().sum()
-
-    target = Counted(whitened, dim)
-    z = chains_of_nuts(target, N_DRAWS, SEED, n_chains=N_CHAINS, n_warm_up=N_WARM_UP)
-    n_evaluations, seconds = target.n_evaluations, time.process_time() - began
-    x = (mode + torch.from_numpy(z) @ root.mT).numpy()
+    n_evaluations, centre, root = 0, *laplace(problem)
+    for n_warm_up, n in ((N_PILOT, N_PILOT), (N_WARM_UP, N_DRAWS)):
+        target = Counted(partial(whitened, problem, centre, root), dim)
+        z = np.array(chains_of_nuts(target, n, SEED, n_chains=N_CHAINS, n_warm_up=n_warm_up))
+        n_evaluations += target.n_evaluations
+        x = (centre + torch.from_numpy(z) @ root.mT).numpy()
+        if n == N_PILOT:
+            flat = torch.from_numpy(x.reshape(-1, dim))
+            centre, root = flat.mean(0), torch.linalg.cholesky(flat.T.cov())
+    seconds = time.process_time() - began
     mean, sd = x.mean((0, 1)), x.std((0, 1))
     of_means, of_squares = effective_sample_size(x), effective_sample_size(np.square(x - mean))
     kurtosis = (((x - mean) / sd) ** 4).mean((0, 1))
@@ -95,15 +101,13 @@ def reference(dim: int) -> dict[str, Any]:
         "n_draws": N_CHAINS * N_DRAWS,
         "n_evaluations": n_evaluations,
         "cpu_seconds": round(seconds, 1),
-        "command": f"python benchmarks/darcy_reference.py --dims {dim}",
+        "command": f"python benchmarks/ensemble_kalman.py --reference {dim}",
     }
 
 
-if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--dims", type=int, nargs="+", default=[24, 48])
-    torch.set_num_threads(1)
-    for dim in arguments.parse_args().dims:
+def write_references(dims: list[int]) -> None:
+    """Add those of `dims` terms to the file of `inverse_problems`."""
+    for dim in dims:
         found = reference(dim)
         known = json.loads(MOMENTS.read_text()) if MOMENTS.exists() else {}
         MOMENTS.write_text(json.dumps(known | {str(dim): found}, indent=1) + "\n")
