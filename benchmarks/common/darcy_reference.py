@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common.inverse_problems import MOMENTS, InverseProblem, darcy
-from common.peers import Counted, chains_of_nuts, fitted_gaussian
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from torch import Tensor
+
+from common.inverse_problems import MOMENTS, InverseProblem, darcy
+from common.peers import Counted, chains_of_nuts, fitted_gaussian
 
 __all__ = ["write_references"]
 
