@@ -1,9 +1,9 @@
 """What else one would take: other packages' samplers on the same torch density, with the same counters.
 
 NumPyro's NUTS, emcee, pocoMC and zuko's flow as their users run them; full-rank Gaussian variational inference and
-affine-invariant Langevin dynamics (ALDI), which need no package. Every evaluation goes through `Counted`, also those
-of JAX, which calls it back: seconds of NUTS are therefore more than those of a density written in JAX, its evaluations
-are what they are.
+affine-invariant Langevin dynamics (ALDI, of `ensembles.py`), which need no package. Every evaluation goes through
+`Counted`, also those of JAX, which calls it back: seconds of NUTS are therefore more than those of a density written in
+JAX, its evaluations are what they are.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import ensembles
 from common.spline_flow import trained_spline_flow
 
-__all__ = ["PEERS", "PeerResult", "run_peer"]
+__all__ = ["PEERS", "Counted", "PeerResult", "chains_of_nuts", "fitted_gaussian", "run_peer"]
 
 _FLOW_SECONDS = 60.0
 _WALKERS, _WALKER_STEPS = 4, 5000  # a dimension, at least 32; half of the steps are burn-in
@@ -65,6 +66,12 @@ class Counted:
 
 def nuts(target: Counted, n: int, seed: int) -> tuple[np.ndarray, float]:
     """NumPyro's NUTS: four chains in step, started from N(0, I)."""
+    x = chains_of_nuts(target, n // _CHAINS, seed, n_chains=_CHAINS, n_warm_up=_WARM_UP)
+    return x.reshape(-1, target.dim), math.nan
+
+
+def chains_of_nuts(target: Counted, n: int, seed: int, *, n_chains: int, n_warm_up: int) -> np.ndarray:
+    """Chains (n_chains, n, d) of NumPyro's NUTS, in step, from N(0, I)."""
     import jax
     from jax import numpy as jnp
     from numpyro.infer import MCMC, NUTS
@@ -85,14 +92,14 @@ def nuts(target: Counted, n: int, seed: int) -> tuple[np.ndarray, float]:
     key, at = jax.random.split(jax.random.PRNGKey(seed))
     mcmc = MCMC(
         NUTS(potential_fn=potential),
-        num_warmup=_WARM_UP,
-        num_samples=n // _CHAINS,
-        num_chains=_CHAINS,
+        num_warmup=n_warm_up,
+        num_samples=n,
+        num_chains=n_chains,
         chain_method="vectorized",
         progress_bar=False,
     )
-    mcmc.run(key, init_params=jnp.asarray(jax.random.normal(at, (_CHAINS, target.dim))))
-    return np.asarray(mcmc.get_samples()), math.nan
+    mcmc.run(key, init_params=jnp.asarray(jax.random.normal(at, (n_chains, target.dim))))
+    return np.asarray(mcmc.get_samples(group_by_chain=True))
 
 
 def emcee(target: Counted, n: int, seed: int) -> tuple[np.ndarray, float]:
@@ -134,7 +141,15 @@ def spline_flow(target: Counted, n: int, seed: int) -> tuple[np.ndarray, float]:
 
 
 def gaussian(target: Counted, n: int, seed: int) -> tuple[np.ndarray, float]:
-    """Full-rank Gaussian variational inference: Adam on the lower bound, sticking the landing."""
+    """Full-rank Gaussian variational inference; its evidence by importance weights."""
+    drawn, log_q = fitted_gaussian(target, seed)
+    with torch.no_grad():
+        x = drawn(n)
+        return x.numpy(), float(torch.logsumexp(target(x) - log_q(x), 0)) - math.log(n)
+
+
+def fitted_gaussian(target: Counted, seed: int) -> tuple[Callable[[int], Tensor], Callable[[Tensor], Tensor]]:
+    """The Gaussian of least reverse KL, how to draw from it and its log density: Adam, sticking the landing."""
     generator = torch.Generator().manual_seed(seed)
     mean = torch.zeros(target.dim, dtype=torch.float64, requires_grad=True)
     factor = torch.eye(target.dim, dtype=torch.float64, requires_grad=True)
@@ -158,31 +173,19 @@ def gaussian(target: Counted, n: int, seed: int) -> tuple[np.ndarray, float]:
         torch.nn.utils.clip_grad_norm_([mean, factor], 10.0)
         optimizer.step()
         schedule.step()
-    with torch.no_grad():
-        x = drawn(n)
-        return x.numpy(), float(torch.logsumexp(target(x) - log_q(x), 0)) - math.log(n)
+    return drawn, log_q
 
 
 def aldi(target: Counted, n: int, seed: int) -> tuple[np.ndarray, float]:
-    """Affine-invariant interacting Langevin dynamics with gradients and its finite-ensemble term.
-
-    Garbuno-Inigo, Nuesken, Reich (2020). Steps keep the longest drift at a tenth of the ensemble's width.
-    """
+    """Affine-invariant interacting Langevin dynamics with gradients, from N(0, I); ensembles of the second half."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((_PARTICLES, target.dim))
-    now, kept = 0.0, [x]
-    while now < _TIME:
-        mean = x.mean(0)
-        root = (x - mean) / math.sqrt(len(x))
-        covariance = root.T @ root
-        drift = target.value_and_grad(x)[1] @ covariance + (target.dim + 1) / len(x) * (x - mean)
-        reach = np.sqrt((drift**2 / covariance.diagonal()).mean(1).max())
-        h = min(0.1 / reach, 0.05, _TIME - now + 1e-12)
-        x = x + h * drift + math.sqrt(2.0 * h) * rng.standard_normal((len(x), len(x))) @ root
-        now += h
-        if now >= 0.5 * _TIME + 0.5 * _TIME * (len(kept) - 1) / _SNAPSHOTS:
+    start, kept = rng.standard_normal((_PARTICLES, target.dim)), []
+    for now, x in ensembles.aldi(start, lambda x: target.value_and_grad(x)[1], rng):
+        if now >= 0.5 * _TIME + 0.5 * _TIME * len(kept) / _SNAPSHOTS:
             kept.append(x)
-    x = np.concatenate(kept[1:])
+        if now >= _TIME:
+            break
+    x = np.concatenate(kept)
     return x[rng.choice(len(x), n, replace=len(x) < n)], math.nan
 
 
