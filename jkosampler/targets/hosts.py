@@ -135,9 +135,6 @@ class HostTarget(Target):
     ----------
     space : HostSpace
         Between both.
-    unconstrained : Target
-        Over R^d, d = `space.dim`. Its log density is -inf, with a message of `logging` the first time, where the host
-        computes NaN, as the hosts' own samplers have it.
     """
 
     space: HostSpace
@@ -163,7 +160,11 @@ class HostTarget(Target):
 
     @property
     def unconstrained(self) -> Target:
-        """The law over R^d that engines sample."""
+        """The law over R^d, d = `space.dim`, that engines sample.
+
+        Its log density is -inf, with a message of `logging` the first time, where the host computes NaN, as the
+        hosts' own samplers have it.
+        """
         return self._over_z
 
     def derived(self, x: Any) -> dict[str, np.ndarray]:
