@@ -18,6 +18,7 @@ from jkosampler._arguments import warn_user
 from jkosampler._distributed import Team, team
 from jkosampler._inputs import torch_scope
 from jkosampler._result import FitResult, spare_generator
+from jkosampler._saved_fit import Checkpoint
 from jkosampler._setup import Setup
 from jkosampler._setup_fields import FieldSetup
 from jkosampler.diagnostics import evidence
@@ -71,7 +72,9 @@ class Budget:
         return None
 
 
-def run(fitted: FitResult, n_steps: int | None, budget: Budget, *, exact: bool) -> Iterator[FitResult]:
+def run(
+    fitted: FitResult, n_steps: int | None, budget: Budget, *, exact: bool, resumed: bool = False
+) -> Iterator[FitResult]:
     """The fit after each accepted step, and once more at its end, with the reason.
 
     Parameters
@@ -84,13 +87,15 @@ def run(fitted: FitResult, n_steps: int | None, budget: Budget, *, exact: bool) 
         What may be spent.
     exact : bool
         Whether all `n_steps`, if there are any, are due, even though the law is stationary before.
+    resumed : bool
+        Whether the steps that `fitted` has made are among the `n_steps`.
 
     Warns
     -----
     ConvergenceWarning
         When the fit ends early, or has not converged.
     """
-    made, stopped = 0, None
+    made, stopped = (fitted.state.n_steps, fitted.state.stopped) if resumed else (0, None)
     exact = exact and n_steps is not None
     while (reason := _reason_to_stop(made, n_steps, None if exact else stopped, budget)) is None:
         state, record = _step(fitted, budget)
@@ -142,28 +147,47 @@ def _warn_of_the_end(fitted: FitResult, made: int, n_steps: int | None) -> None:
     warn_user(f"{what} (stop_reason_: {fitted.stop_reason}); look at {advice}.", ConvergenceWarning)
 
 
-def begun(setup: Setup | FieldSetup, generator: torch.Generator, budget: Budget, *, scouted: bool) -> FitResult:
-    """A fit of no steps, where this process or rank 0 has drawn its particles, after a look for modes if it is due."""
+def begun(
+    setup: Setup | FieldSetup,
+    generator: torch.Generator,
+    budget: Budget,
+    *,
+    scouted: bool,
+    checkpoint: Checkpoint | None = None,
+) -> FitResult:
+    """A fit of no steps, where this process or rank 0 has drawn its particles, after a look for modes if it is due.
 
-    def begin() -> tuple[Any, str | None, Any]:
+    Or else the fit that a checkpoint holds, and what that has spent.
+    """
+
+    def begin() -> tuple[Any, str | None, Any, Any]:
+        saved = None if checkpoint is None else checkpoint.read(setup, generator)
+        if saved is not None:
+            return saved.setup.problem, saved.setup.note, saved.state, saved[2:]
         chosen = setup.scouted(spare_generator(generator)) if scouted and isinstance(setup, Setup) else setup
         state = chosen.begin()
         if chosen.note:
             logger.warning(chosen.note)
-        return chosen.problem, chosen.note, state
+        return chosen.problem, chosen.note, state, None
 
     with torch_scope(setup.engine.threads), budget.spending(setup.problem.energy):
-        problem, note, state = led("fit", setup, begin, generators=[generator])
-    return FitResult(replace(setup, problem=problem, note=note), generator, state)
+        problem, note, state, earlier = led("fit", setup, begin, generators=[generator])
+    setup = replace(setup, problem=problem, note=note)
+    if earlier is None:
+        return FitResult(setup, generator, state)
+    history, stop_reason, budget.seconds, budget.evaluations = earlier
+    return FitResult(setup, generator, state, history, stop_reason)
 
 
-def run_by_all(fitted: FitResult, n_steps: int | None, budget: Budget, *, exact: bool) -> Iterator[FitResult]:
+def run_by_all(
+    fitted: FitResult, n_steps: int | None, budget: Budget, *, exact: bool, resumed: bool = False
+) -> Iterator[FitResult]:
     """`run`, which rank 0 goes through where there are several processes; all see the same results.
 
     There the report behind the fitted attributes is made at once, by all: who asks for one later need not ask for it
     on every rank.
     """
-    results = run(fitted, n_steps, budget, exact=exact)
+    results = run(fitted, n_steps, budget, exact=exact, resumed=resumed)
     together = _team_for(fitted.setup)
     if together is None:
         yield from results

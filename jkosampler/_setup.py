@@ -197,8 +197,6 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
         raise ArgumentError("give either log_target or energy: exactly one of them says where the flow goes.")
     if sampler.energy is not None and not isinstance(sampler.energy, Energy):
         raise ArgumentError(f"energy must be an Energy, got {type(sampler.energy).__name__}.")
-    if sampler.checkpoint is not None:
-        raise ArgumentError(f"checkpoint={sampler.checkpoint!r} is not in this version; only None is.")
     if whole_number(sampler.order, "order", 1) > 2:
         raise ArgumentError(f"order must be 1 or 2, got {sampler.order!r}.")
     if sampler.order == 2 and sampler.step_size is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "ArgumentError",
+    "CheckpointError",
     "FitError",
     "JKOSamplerError",
     "MapInversionError",
@@ -59,6 +60,10 @@ class ResourceError(JKOSamplerError):
 
     No fault of the points: no step is tried again for it, and no run counts as failed.
     """
+
+
+class CheckpointError(JKOSamplerError):
+    """The file of a fit can't be read or written, or belongs to another fit; a good file stays as it is."""
 
 
 class PointsError(JKOSamplerError, ValueError):

@@ -21,8 +21,10 @@ from jkosampler._corrected import METHODS, corrected_draws
 from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
 from jkosampler._result import FittedAttributes
 from jkosampler._run import Budget, begun, led, run_by_all
+from jkosampler._saved_fit import Checkpoint, loaded_fit, write_fit
 from jkosampler._setup import check_that_it_ends
 from jkosampler._setup_by_all import checked_by_all, is_silent
+from jkosampler.checkpoint import as_path
 from jkosampler.diagnostics import Report
 from jkosampler.errors import ArgumentError
 
@@ -93,10 +95,12 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         Of the points that the target receives and of the law; None: float64. Arrays of numpy are float64 anyway.
     progress : bool
         Show a progress bar.
-    checkpoint : optional
-        None; checkpoints are not in this version.
+    checkpoint : path, optional
+        A file that the fit is written to, whole, when it begins, after every step and at its end.
     resume : bool
-        Of a checkpoint.
+        Whether to go on from the checkpoint that is at the path already, with the bits that the fit would have had
+        without a break: it has to be of the same parameters and target. Only `n_steps`, `device` and the budgets may
+        be others; these are for the whole fit, with what it has spent. False: begin anew, and replace it.
 
     Attributes
     ----------
@@ -203,8 +207,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         ConvergenceWarning
             (scikit-learn's) The fit ended before it converged, or before all `n_steps` of a given `step_size`.
         """
-        budget = self._start(X)
-        self._run_with_progress(self.n_steps, budget, exact=self.step_size is not None)
+        budget, checkpoint = self._start(X)
+        self._run_with_progress(self.n_steps, budget, checkpoint, exact=self.step_size is not None, resumed=True)
         return self
 
     def steps(self, X: Any = None) -> Iterator[Bunch]:
@@ -212,8 +216,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
 
         Budgets do not count what is done between the steps.
         """
-        budget = self._start(X)
-        return self._run(self.n_steps, budget, exact=self.step_size is not None)
+        budget, checkpoint = self._start(X)
+        return self._run(self.n_steps, budget, checkpoint, exact=self.step_size is not None, resumed=True)
 
     def extend(self, n_steps: int | None = None) -> JKOSampler:
         """Go on with the fit, also where it had stopped by itself, with `max_time` and other budgets afresh.
@@ -227,7 +231,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         if n_steps is not None:
             n_steps = whole_number(n_steps, "n_steps", 1)
         check_that_it_ends(self, setup.functional, n_steps)
-        self._run_with_progress(n_steps, Budget(self.max_time, self.max_target_evaluations), exact=True)
+        budget = Budget(self.max_time, self.max_target_evaluations)
+        self._run_with_progress(n_steps, budget, self._open_checkpoint(), exact=True)
         return self
 
     def sample(
@@ -375,31 +380,96 @@ class JKOSampler(FittedAttributes, BaseEstimator):
             )
         return to_arviz(**groups)
 
+    def save(self, path: Any) -> None:
+        """Write the fitted sampler to a file: all but what Python functions are in its parameters.
+
+        Raises
+        ------
+        ArgumentError
+            The path can't be that of a file.
+        CheckpointError
+            The file can't be written.
+        """
+        write_fit(as_path(path, "path"), self, self._fitted)
+
+    @classmethod
+    def load(cls, path: Any, log_target: Any = None, initial: Any = None, **parameters: Any) -> JKOSampler:
+        """A fitted sampler from a file that `save`, or a checkpoint, has written; nothing in it is executed.
+
+        Functions, targets of other packages and torch distributions are not in the file. `sample` and `log_density`
+        need no `log_target`; where something is missing, a question that needs it says so.
+
+        Parameters
+        ----------
+        path : path
+        log_target, initial, **parameters
+            Parameters of the sampler that are given anew.
+
+        Raises
+        ------
+        ArgumentError
+            A parameter can't be used.
+        CheckpointError
+            The file is not there, damaged, or none of this package's; or `log_target` is not the one of the fit.
+        """
+        unknown = sorted(set(parameters) - set(cls._get_param_names()))
+        if unknown:
+            raise ArgumentError(f"{unknown[0]!r} is no parameter of JKOSampler.")
+        with torch_scope():
+            given = {"log_target": log_target, "initial": initial} | parameters
+            sampler, fitted = loaded_fit(as_path(path, "path"), given, cls)
+        sampler._result = fitted
+        return sampler
+
     def _stream(self, random_state: Any) -> torch.Generator:
         return self._fitted.generator if random_state is None else random_generator(random_state)
 
-    def _start(self, X: Any) -> Budget:
-        """Check the parameters, draw the particles, and leave a sampler of zero steps."""
+    def _start(self, X: Any) -> tuple[Budget, Checkpoint | None]:
+        """Check the parameters, draw the particles, and leave a sampler of zero steps, or of a checkpoint's."""
         self.__dict__.pop("_result", None)
         setup, generator = checked_by_all(self, X)
         budget = Budget(self.max_time, self.max_target_evaluations)
         scouted = (self.max_target_evaluations or math.inf) >= _ENOUGH_TO_SCOUT
-        self._result = begun(setup, generator, budget, scouted=scouted)
-        return budget
+        checkpoint = self._open_checkpoint()
+        try:
+            self._result = begun(setup, generator, budget, scouted=scouted, checkpoint=checkpoint)
+            if checkpoint is not None:
+                checkpoint.write(self._result, budget)
+        except BaseException:
+            if checkpoint is not None:
+                checkpoint.close()
+            raise
+        return budget, checkpoint
 
-    def _run_with_progress(self, n_steps: int | None, budget: Budget, *, exact: bool) -> None:
-        with tqdm(total=n_steps, disable=not self.progress or is_silent(), desc="JKO steps", unit="step") as bar:
-            for record in self._run(n_steps, budget, exact=exact):
+    def _open_checkpoint(self) -> Checkpoint | None:
+        """The file that the fit is written to, by one process where there are several."""
+        return None if self.checkpoint is None or is_silent() else Checkpoint(self)
+
+    def _run_with_progress(
+        self, n_steps: int | None, budget: Budget, checkpoint: Checkpoint | None, *, exact: bool, resumed: bool = False
+    ) -> None:
+        made = self._result.state.n_steps if resumed else 0
+        silent = not self.progress or is_silent()
+        with tqdm(total=n_steps, initial=made, disable=silent, desc="JKO steps", unit="step") as bar:
+            for record in self._run(n_steps, budget, checkpoint, exact=exact, resumed=resumed):
                 shown = {"energy": f"{record.energy:.5g}", "tau": f"{record.step_size:.3g}"}
                 bar.set_postfix(shown if np.isnan(record.ess) else shown | {"ess": f"{record.ess:.1%}"})
                 bar.update()
 
-    def _run(self, n_steps: int | None, budget: Budget, *, exact: bool) -> Iterator[Bunch]:
-        for result in run_by_all(self._fitted, n_steps, budget, exact=exact):
-            is_step = result.state.n_steps != self._fitted.state.n_steps
-            self._result = result
-            if is_step:
-                yield result.history[-1]
+    def _run(
+        self, n_steps: int | None, budget: Budget, checkpoint: Checkpoint | None, *, exact: bool, resumed: bool = False
+    ) -> Iterator[Bunch]:
+        try:
+            for result in run_by_all(self._fitted, n_steps, budget, exact=exact, resumed=resumed):
+                is_step = result.state.n_steps != self._fitted.state.n_steps
+                self._result = result
+                if checkpoint is not None:
+                    checkpoint.write(result, budget)
+                if is_step:
+                    yield result.history[-1]
+        finally:
+            if checkpoint is not None:
+                checkpoint.close()
 
 
 def _to_numpy(values: Tensor) -> np.ndarray:

@@ -91,6 +91,11 @@ class EnergyEvaluator:
         """Batched calls of targets and potentials so far."""
         return sum(evaluator.n_calls for _, evaluator in self._potentials)
 
+    def remember(self, other: EnergyEvaluator) -> None:
+        """Count on, and know what is known, where another evaluator of the same energy has come to."""
+        for mine, theirs in zip(self.evaluators, other.evaluators, strict=True):
+            mine.remember(theirs)
+
     @property
     def is_relative_entropy(self) -> bool:
         """Whether the energy is a KL divergence up to a constant, so that exp(-energy) are importance weights."""

@@ -44,6 +44,13 @@ class BlackBoxEvaluator(TargetEvaluator):
         self.emulator: Emulator | None = None
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    def remember(self, other: TargetEvaluator) -> None:
+        """As `TargetEvaluator.remember`; the evaluations and the emulator too."""
+        super().remember(other)
+        if not isinstance(other, BlackBoxEvaluator):
+            raise TypeError("a target with gradient has kept no evaluations")
+        self._kept, self.emulator = list(other._kept), other.emulator
+
     @property
     def data(self) -> tuple[Tensor, Tensor, Tensor]:
         """Points (n, d), outputs (n, k) and log densities (n,) of all evaluations so far that were finite."""

@@ -75,6 +75,12 @@ class TargetEvaluator:
         self._probed = False
         self._differentiated = False
 
+    def remember(self, other: TargetEvaluator) -> None:
+        """Count on, and know what is known, where another evaluator of the same target has come to."""
+        self.n_evaluations, self.n_calls, self.n_outputs = other.n_evaluations, other.n_calls, other.n_outputs
+        self.seconds_a_point = dict(other.seconds_a_point)
+        self._probed, self._differentiated = other._probed, other._differentiated
+
     def log_density(self, x: Tensor) -> Tensor:
         """Log density (n,) at x (n, d), without gradient.
 

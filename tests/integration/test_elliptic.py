@@ -5,7 +5,6 @@ The reference is quadrature (`reference_elliptic`); tolerances at 50 000 draws a
 
 from __future__ import annotations
 
-import logging
 import time
 from itertools import pairwise
 
@@ -26,7 +25,6 @@ def posterior(noise_std=0.1):
 
 
 def fit(seed, *, noise_std=0.1, initial=None):
-    logging.getLogger("jkosampler").setLevel(logging.ERROR)
     return JKOSampler(posterior(noise_std), metric="kalman", initial=initial, random_state=seed, progress=False).fit()
 
 
