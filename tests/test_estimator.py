@@ -256,7 +256,7 @@ def test_value_errors_carry_the_points():
         ({"mobility": "congestion"}, "mobility"),
         ({"order": 3}, "order"),
         ({"order": 2, "step_size": None}, "order=2 .* give step_size"),
-        ({"checkpoint": "run.safetensors"}, "checkpoint"),
+        ({"checkpoint": "no/such/folder/run.safetensors"}, "checkpoint"),
         ({"step_size": -1.0}, "step_size"),
         ({"step_size": "big"}, "step_size"),
         ({"n_steps": 1.5}, "n_steps"),
