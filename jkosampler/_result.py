@@ -79,10 +79,12 @@ class FitResult:
 
     @cached_property
     def final_report(self) -> Report | None:
-        """The report behind the fitted attributes, for a `log_target`; its draws leave the sampler's stream alone."""
-        if self.setup.target is None:
-            return None
-        return self.report(_FINAL_DRAWS, torch.Generator().manual_seed(self._spare_seed), probes=False)
+        """The report behind the fitted attributes, for a `log_target`."""
+        return None if self.setup.target is None else self.spare_report(_FINAL_DRAWS)
+
+    def spare_report(self, n: int) -> Report:
+        """A report of n draws that leave the sampler's stream alone."""
+        return self.report(n, torch.Generator().manual_seed(self._spare_seed), probes=False)
 
     def report(self, n: int, generator: torch.Generator, *, probes: bool = True) -> Report:
         """The law against the target at n fresh draws, but for those where a map folds, and a look from outside.
@@ -215,6 +217,11 @@ class FittedAttributes:
     def ess_(self) -> float:
         """Effective draws among those that were weighted."""
         return self._of_final_report("ess")
+
+    @property
+    def report_(self) -> Report | None:
+        """The report behind these four."""
+        return self._fitted.final_report
 
     def _of_final_report(self, name: str) -> float:
         report = self._fitted.final_report

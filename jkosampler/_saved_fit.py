@@ -303,6 +303,8 @@ def _compare_values(path: Path, setup: Setup | FieldSetup, seen: tuple[Particles
     energy = setup.problem.energy
     if seen is None or not isinstance(energy, EnergyEvaluator) or energy.has_interaction:
         return
+    if any(evaluator.target.exchange is not None for evaluator in energy.evaluators):
+        return  # whoever tells values should not be asked for these again
     some, known = seen
     with torch_scope():
         found = energy.field(some.x).energy + energy.internal(some.log_rho)

@@ -17,6 +17,7 @@ from sklearn.utils import Bunch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from jkosampler._ask_tell import AskTell
 from jkosampler._corrected import METHODS, corrected_draws
 from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
 from jkosampler._result import FittedAttributes
@@ -33,7 +34,7 @@ __all__ = ["JKOSampler"]
 _ENOUGH_TO_SCOUT = 500_000  # evaluations in the budget
 
 
-class JKOSampler(FittedAttributes, BaseEstimator):
+class JKOSampler(FittedAttributes, AskTell, BaseEstimator):
     """Sample a density, or solve a PDE, by the JKO steps of a gradient flow.
 
     `fit` computes the flow `d rho/dt = div(M(rho) grad dE/drho)` step by step; `sample` draws independent points
@@ -122,6 +123,8 @@ class JKOSampler(FittedAttributes, BaseEstimator):
         Why the fit ended; "interrupted" where it did not.
     start_note_ : str or None
         What was done to the initial law so that particles can carry it.
+    report_ : Report or None
+        What the next four are taken from.
     log_evidence_, log_evidence_se_, pareto_k_, ess_ : float
         From 4000 draws of the last law, which are made, and the target evaluated there, when one of these is first
         asked for; NaN for an `energy`.

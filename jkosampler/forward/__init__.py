@@ -6,6 +6,7 @@ from jkosampler.forward.base import ForwardModel
 from jkosampler.forward.black_box import BlackBox
 from jkosampler.forward.darcy import Darcy1D
 from jkosampler.forward.elliptic import EllipticBVP, solve_diffusion
+from jkosampler.forward.told import Told
 from jkosampler.forward.umbridge import UMBridge
 
-__all__ = ["BlackBox", "Darcy1D", "EllipticBVP", "ForwardModel", "UMBridge", "solve_diffusion"]
+__all__ = ["BlackBox", "Darcy1D", "EllipticBVP", "ForwardModel", "Told", "UMBridge", "solve_diffusion"]

@@ -12,6 +12,7 @@ from jkosampler.targets.inverse_problem import BayesianInverseProblem
 from jkosampler.targets.numpyro import from_numpyro
 from jkosampler.targets.pymc import from_pymc
 from jkosampler.targets.space import Space
+from jkosampler.targets.told import Told
 
 __all__ = [
     "BayesianInverseProblem",
@@ -20,6 +21,7 @@ __all__ = [
     "Space",
     "Target",
     "TargetEvaluator",
+    "Told",
     "as_target",
     "from_bridgestan",
     "from_numpy",

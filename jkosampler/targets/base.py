@@ -73,6 +73,7 @@ class Target:
     """
 
     space: Space | None = None
+    exchange: Any = None  # of those whose values are told
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ def from_numpy(
     if grad is not None:
         slope = PointFunction(grad, [(d,)], name="grad", vectorized=vectorized, chunks=chunks)
     return Target(
-        _NumpyDensity(value, slope, value_and_grad),
+        NumpyDensity(value, slope, value_and_grad),
         d,
         names=names,
         prior=law,
@@ -106,7 +106,7 @@ def from_numpy(
     )
 
 
-class _NumpyDensity:
+class NumpyDensity:
     """The functions behind torch's back: a tensor (n, d) to a tensor (n,)."""
 
     def __init__(self, value: PointFunction, slope: PointFunction | None, pair: bool) -> None:
@@ -122,7 +122,7 @@ class _Bridge(torch.autograd.Function):
     """Values in `forward`; gradients in `backward`, where they did not come with the values."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, density: _NumpyDensity) -> Tensor:
+    def forward(ctx: Any, x: Tensor, density: NumpyDensity) -> Tensor:
         value, *slope = density.value(as_numpy(x))
         ctx.density = density
         ctx.positive = torch.as_tensor(~np.isneginf(value), device=x.device)

@@ -73,6 +73,7 @@ class BayesianInverseProblem(Target):
         if not callable(forward_model):
             raise ArgumentError(f"forward_model must be a callable (n, d) -> (n, k), got {forward_model!r}.")
         self.forward_model = forward_model
+        self.exchange = getattr(forward_model, "exchange", None)
         self._y = _observations(y, getattr(forward_model, "output_dim", None))
         covariance = _noise_covariance(noise_cov, noise_std, self._y)
         self._noise_factor = cholesky_factor(covariance, "noise_cov")
