@@ -14,6 +14,7 @@ import logging
 import torch
 from torch import Tensor
 
+from jkosampler._mixture_fit import Mixtures, with_shares
 from jkosampler._scout import annealed, mixture_on
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.engines.output_emulator import OutputEmulator, n_held_out
@@ -46,8 +47,17 @@ def black_box_start(energy: EnergyEvaluator, start: Law, generator: torch.Genera
     covariance = torch.cov(population.mT).reshape(start.dim, start.dim)
     found = mixture_on(emulated, population, [], generator)
     if found is not None:
-        return found.mixtures.law, found.mixtures.describe()
+        mixtures = _with_true_shares(energy, found.mixtures, generator)
+        return mixtures.law, mixtures.describe()
     return Gaussian(population.mean(0), _WIDER**2 * covariance), "a Gaussian"
+
+
+def _with_true_shares(energy: EnergyEvaluator, mixtures: Mixtures, generator: torch.Generator) -> Mixtures:
+    """The modes with the shares that the target itself gives them: a flow moves no mass between them later."""
+    law = mixtures.law
+    x = law.sample((n_held_out(law.dim),), generator=generator)
+    log_weights = -energy.potential(x)[0] - law.log_prob(x)
+    return with_shares(mixtures, x, torch.softmax(log_weights, dim=0))
 
 
 def _agreed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> tuple[Tensor | None, EnergyEvaluator]:

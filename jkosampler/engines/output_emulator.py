@@ -24,10 +24,9 @@ from jkosampler.targets import BlackBoxEvaluator
 __all__ = ["OutputEmulator", "emulated_outputs", "n_held_out"]
 
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
-_DATA_PER_FUNCTION, _MOST_DATA = (
-    3,
-    6,
-)  # points: fewer leave the emulator too much freedom; more, of small density, tell little
+_DATA_PER_FUNCTION = 3  # points: fewer leave the emulator too much freedom
+_MOST_DATA = 12  # a function; more, of small density, tell little
+_ACTIVE, _LEAST_ACTIVE = 0.375, 0.1  # power of the outputs' sensitivity that ridges follow, and its least share
 _SLOPES, _KINKS = (0.2, 1.5), 3.0  # of the ridge functions, per whitened unit; distance within which they bend
 _HIGH = 10.0  # nats below the highest log density, and as many a dimension, from which on a point counts less and less
 _POLYNOMIAL_PRICE = 1e-4  # of squared coefficients, beside the ridges': a polynomial is hardly held back
@@ -45,7 +44,9 @@ class OutputEmulator:
     """Outputs (n, k) as functions of x (n, d), by weighted least squares for values at points.
 
     In the whitened coordinates of the points: a polynomial of degree two (one, where there are too few points), and
-    ridge functions of random directions, which generalised cross-validation keeps small.
+    ridge functions, which generalised cross-validation keeps small. Their directions are random, more of them where the
+    polynomial changes most: outputs that depend on a few directions of many, the active subspace (Constantine, Dow,
+    Wang, 2014), are bent along these.
     """
 
     @classmethod
@@ -72,9 +73,8 @@ class OutputEmulator:
         n_ridges = min(_RIDGES_PER_DIMENSION * d, _MOST_RIDGES)
         weights = 1.0 / (1.0 + ((log_density.max() - log_density) / (_HIGH * (1 + d))).square()).square()
         if len(x) > _MOST_DATA * (n_quadratic + n_ridges):  # of all that matter, not the best, which are close together
-            some = torch.multinomial(weights.cpu(), _MOST_DATA * (n_quadratic + n_ridges), generator=generator).to(
-                x.device
-            )
+            some = torch.multinomial(weights.cpu(), _MOST_DATA * (n_quadratic + n_ridges), generator=generator)
+            some = some.to(x.device)
             x, outputs, weights = x[some], outputs[some], weights[some].sqrt()
         weights = weights / weights.sum()
         effective = float(1.0 / weights.square().sum())
@@ -93,13 +93,36 @@ class OutputEmulator:
         z = self._whitened(x)
         self.reach = float(z.square().sum(1).max())
         root = (weights * len(x)).sqrt().unsqueeze(1)
-        functions = torch.cat([torch.ones_like(z[:, :1]), z, z[:, self.i] * z[:, self.j], self._ridges(z)], dim=1)
-        price = torch.ones(functions.shape[1], dtype=x.dtype, device=x.device)
+        polynomial = torch.cat([torch.ones_like(z[:, :1]), z, z[:, self.i] * z[:, self.j]], dim=1)
+        price = torch.ones(n_polynomial + width, dtype=x.dtype, device=x.device)
         price[:n_polynomial] = _POLYNOMIAL_PRICE
-        found = _fitted(root * functions, root * (outputs - self.mean) / self.scale, price)
-        self.constant, self.linear, quadratic, self.outer = found.split([1, d, len(self.i), width])
-        self.quadratic = torch.zeros(d, d, found.shape[1]).to(x)
+        data = root * (outputs - self.mean) / self.scale
+        if len(self.i):
+            self._set_polynomial(_fitted(root * polynomial, data, price[:n_polynomial]))
+            self._turn_to_what_matters()
+        found = _fitted(root * torch.cat([polynomial, self._ridges(z)], dim=1), data, price)
+        self._set_polynomial(found[:n_polynomial])
+        self.outer = found[n_polynomial:]
+
+    def _set_polynomial(self, coefficients: Tensor) -> None:
+        """Take over coefficients (p, k)."""
+        d = len(self.centre)
+        self.constant, self.linear, quadratic = coefficients.split([1, d, len(self.i)])
+        self.quadratic = torch.zeros(d, d, coefficients.shape[1]).to(coefficients)
         self.quadratic[self.i, self.j] = quadratic
+
+    def _turn_to_what_matters(self) -> None:
+        """Turn the ridges, whose directions are all alike, to where the polynomial has its slopes.
+
+        In whitened coordinates the mean of g g', g the gradient l + (Q + Q') z of an output, is l l' + (Q + Q')^2.
+        """
+        bend = self.quadratic + self.quadratic.transpose(0, 1)
+        sensitivity = self.linear @ self.linear.mT + torch.einsum("ijk,ljk->il", bend, bend)
+        values, axes = torch.linalg.eigh(sensitivity)
+        values = values.clamp(min=_LEAST_ACTIVE * float(values.mean()) + 1e-300)
+        turned = self.directions @ (axes * values**_ACTIVE) @ axes.mT
+        lengths = self.directions.norm(dim=1, keepdim=True)
+        self.directions = lengths * turned / turned.norm(dim=1, keepdim=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs (n, k) at x (n, d), differentiable by torch."""

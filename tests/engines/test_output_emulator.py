@@ -52,6 +52,20 @@ class TestEmulator:
         far = 5.0 + 0.1 * points(50, d, 7) * 3.0
         torch.testing.assert_close(emulator(quadratic, x)(far), quadratic(far), rtol=1e-5, atol=1e-2)
 
+    def test_ridges_follow_the_directions_that_matter(self) -> None:
+        """Of 15 directions the output bends along one; ridges of all directions alike would hardly see it."""
+        d, direction = 15, torch.nn.functional.normalize(points(1, 15, 9)[0], dim=0)
+
+        def bent(x: Tensor) -> Tensor:
+            return (1.3 * (x @ direction)).tanh().unsqueeze(1) + 0.1 * x[:, :1]
+
+        x, fresh = points(2000, d), points(2000, d, 5)
+        found = emulator(bent, x)
+        along = found.directions @ direction / found.directions.norm(dim=1)
+        assert float(along.square().mean()) > 3.0 / d
+        error, before = (found(fresh) - bent(fresh)).std(), bent(fresh).std()
+        assert float(error / before) < 0.1
+
     def test_few_points_have_a_plane_at_least(self) -> None:
         x = points(40, 20)
         found = emulator(lambda x: x[:, :3] + 2.0, x)
