@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from jkosampler._probes import look_outside
 from jkosampler._setup import Setup
 from jkosampler._setup_fields import FieldSetup
 from jkosampler._user_space import UserFlow
-from jkosampler.diagnostics import Report, estimate_stationarity, report_from_log_weights
+from jkosampler.diagnostics import FitRecord, Report, estimate_stationarity, report_from_log_weights
 from jkosampler.diagnostics.from_weights import FEWEST_DRAWS
 from jkosampler.engines import FieldState
 from jkosampler.errors import FitError, NotFittedError, UnavailableError
@@ -29,6 +30,7 @@ from jkosampler.flow import FittedDensities, FittedFlow
 __all__ = ["FitResult", "FittedAttributes", "spare_generator"]
 
 _FINAL_DRAWS = 4000  # behind log_evidence_, pareto_k_ and ess_
+_MOST_KEPT = 10_000  # of the draws of a report, for its figures
 
 
 class FitResult:
@@ -70,6 +72,13 @@ class FitResult:
     def n_columns(self) -> int:
         """Columns of the user's points: d, but for constrained parameters."""
         return self.setup.dim if self.setup.space is None else self.setup.space.n_columns
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the user's columns, where they have names."""
+        if self.setup.space is not None:
+            return self.setup.space.column_names
+        return None if self.setup.target is None else self.setup.target.names
 
     def ended(self, state: Any, stop_reason: str) -> FitResult:
         """The same law at the end of a fit; what was computed of it stays."""
@@ -121,7 +130,8 @@ class FitResult:
                 # itself: there the whole covariance would make forces of no consequence look large.
                 width = np.linalg.pinv(score.T @ score / len(score), hermitian=True)
                 residual = estimate_stationarity(relative, 0.5 * (width + width.T))
-        return report_from_log_weights(
+            kept = self.seen.shown(particles.x[:_MOST_KEPT]).double().numpy(force=True)
+        report = report_from_log_weights(
             log_weights,
             stationarity=residual,
             converged=self.state.converged,
@@ -129,6 +139,18 @@ class FitResult:
             n_undefined=n - len(particles),
             missing_evidence=missing,
         )
+        return replace(report, record=FitRecord(kept, self.names, log_weights, self.history, facts=self._facts()))
+
+    def _facts(self) -> dict[str, str]:
+        """How the fit went, for who reads about it."""
+        energy, seconds = self.setup.problem.energy, sum(record.wall_s for record in self.history)
+        found = {
+            "steps": str(self.state.n_steps),
+            "ended because": self.stop_reason,
+            "time of the steps": f"{seconds:.3g} s",
+            "target": f"{energy.n_evaluations} evaluations in {energy.n_calls} calls",
+        }
+        return found if self.setup.note is None else found | {"start": self.setup.note}
 
 
 class FittedAttributes:

@@ -27,6 +27,7 @@ __all__ = [
     "TargetShapeError",
     "TargetValueError",
     "UnavailableError",
+    "WriteError",
     "describe_points",
 ]
 
@@ -64,6 +65,10 @@ class ResourceError(JKOSamplerError):
 
 class CheckpointError(JKOSamplerError):
     """The file of a fit can't be read or written, or belongs to another fit; a good file stays as it is."""
+
+
+class WriteError(JKOSamplerError, OSError):
+    """A page, a figure or draws can't be written; what was at the path before is still there."""
 
 
 class PointsError(JKOSamplerError, ValueError):

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from jkosampler._ask_tell import AskTell
 from jkosampler._corrected import METHODS, corrected_draws
 from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
+from jkosampler._readable import with_settings
 from jkosampler._result import FittedAttributes
 from jkosampler._run import Budget, begun, led, run_by_all
 from jkosampler._saved_fit import Checkpoint, loaded_fit, write_fit
@@ -354,6 +355,8 @@ class JKOSampler(FittedAttributes, AskTell, BaseEstimator):
     def diagnose(self, n: int = 4000) -> Report:
         """Compare the law with the target on n fresh draws, and say in words whether to trust it.
 
+        `diagnose().to_html("report.html")` writes a page about it, with figures.
+
         Raises
         ------
         ArgumentError
@@ -365,7 +368,8 @@ class JKOSampler(FittedAttributes, AskTell, BaseEstimator):
         if fitted.setup.target is None:
             raise ArgumentError("diagnose compares with a log_target; this sampler has none, look at history_.")
         generator = fitted.generator
-        return led("diagnose", fitted.setup, lambda: fitted.report(n, generator), generators=[generator])
+        report = led("diagnose", fitted.setup, lambda: fitted.report(n, generator), generators=[generator])
+        return with_settings(report, self)
 
     def to_arviz(self, draws: int = 1000, chains: int = 4, *, random_state: Any = None) -> Any:
         """Independent draws split into chains, as ArviZ keeps them: InferenceData (0.x) or DataTree (1.x).

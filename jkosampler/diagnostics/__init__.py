@@ -5,6 +5,7 @@ from __future__ import annotations
 from jkosampler.diagnostics.evidence import Evidence, evidence
 from jkosampler.diagnostics.from_weights import report_from_log_weights
 from jkosampler.diagnostics.psis import pareto_k, psis
+from jkosampler.diagnostics.record import FitRecord
 from jkosampler.diagnostics.report import Report
 from jkosampler.diagnostics.stationarity import (
     Stationarity,
@@ -16,6 +17,7 @@ from jkosampler.diagnostics.stationarity import (
 
 __all__ = [
     "Evidence",
+    "FitRecord",
     "Report",
     "Stationarity",
     "StepIdentities",

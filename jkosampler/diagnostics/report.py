@@ -17,22 +17,38 @@ The builder is `from_weights`. numpy only.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-__all__ = ["REFIT", "REWEIGHT", "TAIL_WARNING", "Report", "k_threshold", "listed", "nearly_equal"]
+from jkosampler.diagnostics.record import FitRecord
+
+__all__ = [
+    "BLIND_SPOT",
+    "FAR_PER_DIM",
+    "REFIT",
+    "REWEIGHT",
+    "STATIONARY_PER_DIM",
+    "TAIL_WARNING",
+    "Report",
+    "k_threshold",
+    "listed",
+    "nearly_equal",
+]
 
 # Bias of unweighted means of a third of a standard deviation; beyond three, the draws are not it.
 _GOOD_FRACTION, _BAD_FRACTION = 0.9, 0.1
 # A dimension, for a target as log-concave as the Gaussian of the draws' covariance: KL <= 0.05, and a bias of half a
 # standard deviation (root mean square over the coordinates).
-_STATIONARY_PER_DIM, _FAR_PER_DIM = 0.1, 0.25
+STATIONARY_PER_DIM, FAR_PER_DIM = 0.1, 0.25
 # k-hat has no scale: where no draw has more than so many times the mean weight, a heavy tail has not yet taken part
 # in the averages, and k-hat speaks only of what lies beyond the draws. From k-hat 1 on, where that may be most of the
 # mass, they must be closer.
 _NEARLY_EQUAL, _NEARLY_EQUAL_FROM_ONE = 2.0, 1.05
-_BLIND_SPOT = (
+BLIND_SPOT = (
     "No number here sees a mode that nothing has reached: compare the log evidence of a fit with a wider `initial` "
     "or another `random_state`."
 )
@@ -97,8 +113,12 @@ class Report:
         all of the target; otherwise it says nothing.
     verdict : str
         The report in one line, with a remedy where one is needed.
+    judgement : {"trust", "care", "distrust"}
+        Which of the three verdicts it is.
     trustworthy : bool
         Is the verdict the third, with or without "for means and quantiles"?
+    record : FitRecord or None
+        What `to_html` shows beyond these; left out of comparisons.
     """
 
     n: int
@@ -117,6 +137,7 @@ class Report:
     stationarity_se: float = float("nan")
     n_undefined: int = 0
     missing_evidence: str | None = None
+    record: FitRecord | None = field(default=None, repr=False, compare=False)
 
     @property
     def kl_estimate(self) -> float:
@@ -131,8 +152,14 @@ class Report:
         return float(np.sqrt(max(1 / self.ess_fraction - 1, 0.0)))
 
     @property
+    def judgement(self) -> Literal["trust", "care", "distrust"]:
+        if self._fatal():
+            return "distrust"
+        return "care" if self._flaws() else "trust"
+
+    @property
     def trustworthy(self) -> bool:
-        return not self._fatal() and not self._flaws()
+        return self.judgement == "trust"
 
     @property
     def verdict(self) -> str:
@@ -144,8 +171,34 @@ class Report:
         return (
             f"Verdict: trust these draws{' for means and quantiles' if tails else ''}. Where they look, the fitted "
             f"law matches the target: unweighted means are off by about {self.bias_bound:.2g} sd or less"
-            f"{f'; {_TAILS} (k-hat {_number(self.pareto_k)})' if tails else ''}. {_BLIND_SPOT}"
+            f"{f'; {_TAILS} (k-hat {_number(self.pareto_k)})' if tails else ''}. {BLIND_SPOT}"
         )
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write a page with this report and figures of the fit: one file that loads nothing from elsewhere.
+
+        Parameters
+        ----------
+        path : path
+            A file that is there is replaced, as a whole or not at all.
+
+        Returns
+        -------
+        Path
+            Of the page.
+
+        Raises
+        ------
+        ArgumentError
+            The path is that of a folder, or its folder is not there.
+        WriteError
+            The file can't be written.
+        MissingDependencyError
+            matplotlib is not installed.
+        """
+        from jkosampler.diagnostics.page import page, write_page
+
+        return write_page(page(self, self._rows()), path)
 
     def __str__(self) -> str:
         title = f"Diagnosis of {self.n} draws in {self.dim} dimension{'s' if self.dim != 1 else ''}"
@@ -171,13 +224,13 @@ class Report:
     def _stationarity_note(self) -> str:
         se = "" if np.isnan(self.stationarity_se) else f"+/- {self.stationarity_se:.2g}, "
         noise = "noise: a few draws decide it, " if self._is_noise() else ""
-        return f"{se}{noise}0 at the target, good below {_STATIONARY_PER_DIM * self.dim:.2g}"
+        return f"{se}{noise}0 at the target, good below {STATIONARY_PER_DIM * self.dim:.2g}"
 
     def _not_certified(self, k_matters: bool = True) -> str:
         """What stands against the numbers that the weights give, as the end of a row."""
         doubts = {
             "k-hat": k_matters and self._heavy_tail(),
-            "stationarity": self.stationarity > _STATIONARY_PER_DIM * self.dim,
+            "stationarity": self.stationarity > STATIONARY_PER_DIM * self.dim,
             "the warnings": self.missing_evidence is not None,
         }
         named = " and ".join(name for name, doubtful in doubts.items() if doubtful)
@@ -194,7 +247,7 @@ class Report:
 
     def _is_far(self) -> bool:
         excused = self._is_noise() and self.ess_fraction >= _GOOD_FRACTION
-        return self.stationarity > _FAR_PER_DIM * self.dim and not excused
+        return self.stationarity > FAR_PER_DIM * self.dim and not excused
 
     def _fatal(self) -> list[_Problem]:
         """Reasons, with remedies, not to use the draws at all."""
@@ -205,7 +258,7 @@ class Report:
         if self.ess_fraction < _BAD_FRACTION:
             found.append((f"{self.n} of them are worth only {self.ess:.0f} of the target", _REFINE))
         if self._is_far():
-            times = self.stationarity / (_STATIONARY_PER_DIM * self.dim)
+            times = self.stationarity / (STATIONARY_PER_DIM * self.dim)
             reason = f"stationarity {_number(self.stationarity)} is {times:.2g} times its limit"
             found.append((f"{reason}, so that they may miss part of the target", _REFINE))
         if self.missing_evidence is not None:
@@ -229,7 +282,7 @@ class Report:
         found: list[_Problem] = []
         if not self.converged:
             found.append(("the fit has not converged", (_MORE_STEPS,)))
-        if self.stationarity > _STATIONARY_PER_DIM * self.dim and not self._is_far():
+        if self.stationarity > STATIONARY_PER_DIM * self.dim and not self._is_far():
             if self._is_noise():
                 reason = f"a few draws decide the stationarity, {self._value_and_error()}"
                 found.append((reason, (f"`sampler.diagnose(n={10 * self.n})`",)))
@@ -256,7 +309,7 @@ def k_threshold(n: int) -> float:
 def _line(judgement: str, problems: list[_Problem]) -> str:
     reasons = "; ".join(reason for reason, _ in problems)
     remedies = tuple(dict.fromkeys(remedy for _, several in problems for remedy in several))
-    return f"Verdict: {judgement}: {reasons}.{f' Try {listed(remedies)}.' if remedies else ''} {_BLIND_SPOT}"
+    return f"Verdict: {judgement}: {reasons}.{f' Try {listed(remedies)}.' if remedies else ''} {BLIND_SPOT}"
 
 
 def listed(remedies: tuple[str, ...]) -> str:
