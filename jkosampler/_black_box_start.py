@@ -29,7 +29,7 @@ _FIRST, _FIRST_PER_DIMENSION = 1000, 40  # points of the start that are evaluate
 _ROUNDS = 20  # of population and emulator
 _NEARLY_ALL = 0.95  # share of the population at which target and emulator
 _AGREED, _NEARLY_AGREED = 1.0, 10.0  # may differ by so many nats,
-_AGREED_PER_DIMENSION = 0.05  # or by so many a dimension, where that is more
+_AGREED_PER_DIMENSION = 0.04  # or by so many a dimension, where that is more
 _WIDER = 1.2  # standard deviations of the population, of the Gaussian that a flow begins with
 _SHARE_OF_BUDGET = 0.3
 

@@ -25,7 +25,7 @@ __all__ = ["OutputEmulator", "emulated_outputs", "n_held_out"]
 
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
 _DATA_PER_FUNCTION = 3  # points: fewer leave the emulator too much freedom
-_MOST_DATA = 8  # a function; more, of small density, tell little
+_MOST_DATA = 12  # a function; more, of small density, tell little
 _ACTIVE, _LEAST_ACTIVE = 0.375, 0.1  # power of the outputs' sensitivity that ridges follow, and its least share
 _SLOPES, _KINKS = (0.2, 1.5), 3.0  # of the ridge functions, per whitened unit; distance within which they bend
 _HIGH = 10.0  # nats below the highest log density, and as many a dimension, from which on a point counts less and less
@@ -113,8 +113,7 @@ class OutputEmulator:
         price[:n_polynomial] = _POLYNOMIAL_PRICE
         data = root * (outputs - self.mean) / self.scale
         if len(self.i) and not reused:
-            some = torch.randperm(len(x), generator=generator)[: _DATA_PER_FUNCTION * n_polynomial].to(x.device)
-            self._set_polynomial(_fitted((root * polynomial)[some], data[some], price[:n_polynomial]))
+            self._set_polynomial(_fitted(root * polynomial, data, price[:n_polynomial]))
             self._turn_to_what_matters()
         found = _fitted(root * torch.cat([polynomial, self._ridges(z)], dim=1), data, price)
         self._set_polynomial(found[:n_polynomial])
