@@ -17,7 +17,7 @@ PIP_INSTALL = -m pip install --quiet --quiet --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 NUMPY_ONLY_TESTS = tests/diagnostics tests/test_arviz_io.py tests/test_plotting.py tests/test_plot_flow.py
 
-.PHONY: help demo test test-arviz1 test-slow lint docs bench clean
+.PHONY: help demo test test-arviz1 test-slow mutations lint docs bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -25,6 +25,7 @@ help:
 	@echo "make demo       the elliptic inverse problem: report here, figures in build/demo"
 	@echo "make test       the fast tests (and those of the numpy-only parts with ArviZ 1.x)"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make mutations  deliberate faults in formulas, each of which a test must notice"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation, in docs/_build/html"
 	@echo "make bench      every script in benchmarks/"
@@ -44,6 +45,9 @@ test-arviz1: .venv-arviz1/.installed
 
 test-slow: .venv/.installed-test-slow
 	$(PYTEST) -m slow
+
+mutations: .venv/.installed-test
+	$(BIN)/python tests/mutations.py
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check

@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 _FIRST, _FIRST_PER_DIMENSION = 1000, 40  # points of the start that are evaluated
 _ROUNDS = 20  # of population and emulator
-_NEARLY_ALL, _AGREED = 0.95, 1.0  # share of the population at which target and emulator may differ by so many nats
+_NEARLY_ALL = 0.95  # share of the population at which target and emulator
+_AGREED, _NEARLY_AGREED = 1.0, 10.0  # may differ by so many nats,
+_AGREED_PER_DIMENSION = 0.05  # or by so many a dimension, where that is more
 _WIDER = 1.2  # standard deviations of the population, of the Gaussian that a flow begins with
 _SHARE_OF_BUDGET = 0.3
 
@@ -61,9 +63,13 @@ def _with_true_shares(energy: EnergyEvaluator, mixtures: Mixtures, generator: to
 
 
 def _agreed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> tuple[Tensor | None, EnergyEvaluator]:
-    """A population of the emulated target at which the target agrees, None if there is none, and that target."""
+    """A population of the emulated target at which the target agrees, None if there is none, and that target.
+
+    Where rounds or budget end before, one at which they nearly agree will do: it is nearer than any other start.
+    """
     black_box, n = energy.black_box, n_held_out(start.dim) // 2
     assert black_box is not None
+    nearest, known = _NEARLY_AGREED, None
     for i in range(_ROUNDS):
         emulated = energy.with_black_box(black_box.emulated(OutputEmulator.of(black_box, generator)))
         population = annealed(emulated, start, generator, resample=True)
@@ -73,6 +79,8 @@ def _agreed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> 
         difference = (black_box.log_density(some) + emulated.potential(some)[0]).abs()
         apart = float(difference.quantile(_NEARLY_ALL))
         logger.info("round %d of emulator and target: %.3g nats apart", i + 1, apart)
-        if apart < _AGREED:
-            return population, emulated
-    return None, emulated
+        if apart < nearest:
+            nearest, known = apart, population
+        if apart < max(_AGREED, _AGREED_PER_DIMENSION * start.dim):
+            break
+    return known, emulated

@@ -37,6 +37,7 @@ _PARAMETERS = {
     "initial": "initial",
     "functional": "energy",
 }
+_NUMBERS = "biuf"  # kinds of arrays that are written; labels and dates of coordinates come with the target
 _USERS = (Target, Host)  # never written, not even in part
 
 
@@ -69,8 +70,8 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_plain(thing: Any) -> bool:
-    plain = (bool, int, float, str, np.generic, np.ndarray, Tensor, torch.dtype, torch.device, torch.Generator)
-    return thing is None or isinstance(thing, plain)
+    plain = (bool, int, float, str, np.generic, Tensor, torch.dtype, torch.device, torch.Generator)
+    return thing is None or isinstance(thing, plain) or (isinstance(thing, np.ndarray) and thing.dtype.kind in _NUMBERS)
 
 
 def _is_ours(thing: Any) -> bool:
@@ -153,7 +154,7 @@ class Encoder:
 
     def _tensor(self, thing: Tensor | np.ndarray) -> dict[str, Any]:
         if isinstance(thing, np.ndarray):
-            if thing.dtype.kind not in "biuf":
+            if thing.dtype.kind not in _NUMBERS:
                 raise CheckpointError(f"an array of {thing.dtype} can't be written to a file.")
             return {"array": self._named(torch.from_numpy(np.ascontiguousarray(thing)))}
         x = thing.detach()

@@ -62,7 +62,7 @@ class FitResult:
         self.history, self.stop_reason = list(history), stop_reason
         self.flow = setup.solution(state)
         self.seen = UserFlow(self.flow, setup.space)
-        self._spare_seed = spare_generator(generator).initial_seed()
+        self.spare_seed = spare_generator(generator).initial_seed()
 
     def after(self, state: Any, record: Bunch) -> FitResult:
         """The fit after one more step."""
@@ -93,7 +93,7 @@ class FitResult:
 
     def spare_report(self, n: int) -> Report:
         """A report of n draws that leave the sampler's stream alone."""
-        return self.report(n, torch.Generator().manual_seed(self._spare_seed), probes=False)
+        return self.report(n, torch.Generator().manual_seed(self.spare_seed), probes=False)
 
     def report(self, n: int, generator: torch.Generator, *, probes: bool = True) -> Report:
         """The law against the target at n fresh draws, but for those where a map folds, and a look from outside.

@@ -163,7 +163,7 @@ def begun(
     def begin() -> tuple[Any, str | None, Any, Any]:
         saved = None if checkpoint is None else checkpoint.read(setup, generator)
         if saved is not None:
-            return saved.setup.problem, saved.setup.note, saved.state, saved[2:]
+            return saved.setup.problem, saved.setup.note, saved.state, saved[2:6]
         chosen = setup.scouted(spare_generator(generator)) if scouted and isinstance(setup, Setup) else setup
         state = chosen.begin()
         if chosen.note:

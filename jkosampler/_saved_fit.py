@@ -27,6 +27,7 @@ from jkosampler._inputs import torch_scope
 from jkosampler._result import FitResult
 from jkosampler._setup import Setup, checked
 from jkosampler._setup_fields import FieldSetup
+from jkosampler.diagnostics import Report
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.energies.evaluator import nothing_used
 from jkosampler.engines import State
@@ -59,6 +60,8 @@ class Saved(NamedTuple):
     stop_reason: str
     seconds: float
     evaluations: int
+    spare_seed: int
+    report: Report | None
 
 
 def write_fit(path: Path, sampler: JKOSampler, fitted: FitResult, budget: Budget | None = None) -> None:
@@ -78,6 +81,7 @@ def write_fit(path: Path, sampler: JKOSampler, fitted: FitResult, budget: Budget
         "state": encoder(fitted.state),
         "history": encoder(list(fitted.history)),
         "stop_reason": fitted.stop_reason,
+        "report": encoder([fitted.spare_seed, vars(fitted).get("final_report")]),
         "stream": encoder(fitted.generator.get_state()),
         "spent": [budget.seconds, budget.evaluations] if budget is not None else [0.0, 0],
     }
@@ -98,14 +102,16 @@ def _saved(
     CheckpointError
         The file does not hold a fit.
     """
-    data = [content[name] for name in ("values", "setup", "state", "history", "stop_reason", "stream")]
+    data = [content[name] for name in ("values", "setup", "state", "history", "stop_reason", "stream", "report")]
     seconds, evaluations = content["spent"]
     # one call, since parts refer to each other
-    _, setup, state, history, stop_reason, stream = decoded(data, tensors, given | {"generator": generator}, device)
+    _, setup, state, history, stop_reason, stream, known = decoded(
+        data, tensors, given | {"generator": generator}, device
+    )
     if not isinstance(setup, Setup | FieldSetup) or not isinstance(history, list) or not isinstance(stream, Tensor):
         raise CheckpointError("its contents make no sense: it holds no fit.")
     generator.set_state(stream)
-    return Saved(setup, state, history, stop_reason, float(seconds), int(evaluations))
+    return Saved(setup, state, history, stop_reason, float(seconds), int(evaluations), *known)
 
 
 def loaded_fit(path: Path, parameters: dict[str, Any], kind: type[JKOSampler]) -> tuple[JKOSampler, FitResult]:
@@ -136,7 +142,11 @@ def loaded_fit(path: Path, parameters: dict[str, Any], kind: type[JKOSampler]) -
         _compare_values(path, setup, seen)
     with _sense_of(path):
         saved = saved if setup is None else _in_place_of(saved, setup)
-        return sampler, FitResult(saved.setup, generator, saved.state, saved.history, saved.stop_reason)
+        fitted = FitResult(saved.setup, generator, saved.state, saved.history, saved.stop_reason)
+        fitted.spare_seed = int(saved.spare_seed)
+        if isinstance(saved.report, Report):
+            vars(fitted)["final_report"] = saved.report
+        return sampler, fitted
 
 
 @contextmanager

@@ -219,12 +219,16 @@ class TestLoad:
         assert np.array_equal(loaded.log_density(x, t=fitted.times_[1]), fitted.log_density(x, t=fitted.times_[1]))
         assert repr(loaded.history_) == repr(fitted.history_)
         assert loaded.get_params()["n_steps"] == 3
+        known = fitted.log_evidence_
+        fitted.save(path)
+        assert JKOSampler.load(path).log_evidence_ == known
         for question in (loaded.diagnose, loaded.extend, loaded.to_arviz, lambda: loaded.sample(5, method="snis")):
             with pytest.raises(UnavailableError, match=r"needs log_target .* give it to JKOSampler\.load"):
                 question()
 
     def test_with_the_target(self, tmp_path: Path) -> None:
         fitted, path = FITS["adaptive"]().fit(), tmp_path / "fit"
+        fitted.sample(10)  # the stream goes on
         fitted.save(path)
         loaded = JKOSampler.load(path, bent)
         assert loaded.log_evidence_ == fitted.log_evidence_

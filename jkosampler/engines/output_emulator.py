@@ -25,7 +25,7 @@ __all__ = ["OutputEmulator", "emulated_outputs", "n_held_out"]
 
 _RIDGES_PER_DIMENSION, _MOST_RIDGES = 100, 500
 _DATA_PER_FUNCTION = 3  # points: fewer leave the emulator too much freedom
-_MOST_DATA = 12  # a function; more, of small density, tell little
+_MOST_DATA = 8  # a function; more, of small density, tell little
 _ACTIVE, _LEAST_ACTIVE = 0.375, 0.1  # power of the outputs' sensitivity that ridges follow, and its least share
 _SLOPES, _KINKS = (0.2, 1.5), 3.0  # of the ridge functions, per whitened unit; distance within which they bend
 _HIGH = 10.0  # nats below the highest log density, and as many a dimension, from which on a point counts less and less
@@ -49,6 +49,9 @@ class OutputEmulator:
     Wang, 2014), are bent along these.
     """
 
+    directions: Tensor  # (m, d) of the ridges, and their
+    biases: Tensor  # (m,)
+
     @classmethod
     def of(cls, black_box: BlackBoxEvaluator, generator: torch.Generator) -> OutputEmulator:
         """An emulator of all that was evaluated so far.
@@ -64,10 +67,18 @@ class OutputEmulator:
             if not bool((wrong & (promised > log_density.max() - _HIGH * (1 + x.shape[1]))).any()):
                 break
             log_density = torch.where(wrong, promised, log_density).clamp(max=log_density.max())
-            found = cls(x, outputs, log_density, generator)
+            found = cls(x, outputs, log_density, generator, like=found)
         return found
 
-    def __init__(self, x: Tensor, outputs: Tensor, log_density: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        outputs: Tensor,
+        log_density: Tensor,
+        generator: torch.Generator,
+        *,
+        like: OutputEmulator | None = None,
+    ) -> None:
         d = x.shape[1]
         n_quadratic = 1 + d + d * (d + 1) // 2
         n_ridges = min(_RIDGES_PER_DIMENSION * d, _MOST_RIDGES)
@@ -85,9 +96,13 @@ class OutputEmulator:
             self.i, self.j = self.i[:0], self.j[:0]
         n_polynomial = 1 + d + len(self.i)
         width = max(1, min(n_ridges, int((effective - n_polynomial) / _DATA_PER_FUNCTION)))
-        weights_of_ridges, biases = torch.empty(width, d, dtype=x.dtype), torch.empty(width, dtype=x.dtype)
-        draw_ridges(weights_of_ridges, biases, _SLOPES, _KINKS, generator)
-        self.directions, self.biases = weights_of_ridges.to(x), biases.to(x)
+        reused = like is not None and len(like.biases) >= width
+        if like is not None and reused:
+            self.directions, self.biases = like.directions[:width], like.biases[:width]
+        else:
+            weights_of_ridges, biases = torch.empty(width, d, dtype=x.dtype), torch.empty(width, dtype=x.dtype)
+            draw_ridges(weights_of_ridges, biases, _SLOPES, _KINKS, generator)
+            self.directions, self.biases = weights_of_ridges.to(x), biases.to(x)
         self.mean = weights @ outputs
         self.scale = (weights @ (outputs - self.mean).square()).sqrt().clamp(min=1e-300)
         z = self._whitened(x)
@@ -97,8 +112,9 @@ class OutputEmulator:
         price = torch.ones(n_polynomial + width, dtype=x.dtype, device=x.device)
         price[:n_polynomial] = _POLYNOMIAL_PRICE
         data = root * (outputs - self.mean) / self.scale
-        if len(self.i):
-            self._set_polynomial(_fitted(root * polynomial, data, price[:n_polynomial]))
+        if len(self.i) and not reused:
+            some = torch.randperm(len(x), generator=generator)[: _DATA_PER_FUNCTION * n_polynomial].to(x.device)
+            self._set_polynomial(_fitted((root * polynomial)[some], data[some], price[:n_polynomial]))
             self._turn_to_what_matters()
         found = _fitted(root * torch.cat([polynomial, self._ridges(z)], dim=1), data, price)
         self._set_polynomial(found[:n_polynomial])
