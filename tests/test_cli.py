@@ -49,13 +49,14 @@ def folder(tmp_path_factory):
     (path / "cli_posterior.py").write_text(MODULE)
     before = os.getcwd()
     os.chdir(path)
+    here = os.getcwd()  # without links
     try:
         assert main(["fit", "cli_posterior:gaussian", "--dim", "2", "--n-steps", "2", *QUICK]) == 0
         assert main(["fit", "cli_posterior:named", "--n-steps", "2", "--out", "named.safetensors", *QUICK]) == 0
         yield path
     finally:
         os.chdir(before)
-        sys.path.remove(str(path))
+        sys.path.remove(here)
 
 
 @pytest.fixture(autouse=True)
