@@ -7,8 +7,6 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from sklearn.base import BaseEstimator
-
 from jkosampler.diagnostics import FitRecord, Report
 
 __all__ = ["readable", "with_settings"]
@@ -17,7 +15,7 @@ _LONGEST = 300  # letters of a value
 _WITHOUT_EFFECT = ("progress",)  # on the fit
 
 
-def with_settings(report: Report, sampler: BaseEstimator) -> Report:
+def with_settings(report: Report, sampler: object) -> Report:
     """The report, which remembers the sampler's parameters: those that were set, and those left alone."""
     usual = {name: option.default for name, option in inspect.signature(type(sampler)).parameters.items()}
     chosen: dict[str, str] = {}

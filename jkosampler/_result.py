@@ -18,6 +18,7 @@ from sklearn.utils import Bunch
 
 from jkosampler._inputs import torch_scope, whole_number
 from jkosampler._probes import look_outside
+from jkosampler._readable import with_settings
 from jkosampler._setup import Setup
 from jkosampler._setup_fields import FieldSetup
 from jkosampler._user_space import UserFlow
@@ -243,7 +244,8 @@ class FittedAttributes:
     @property
     def report_(self) -> Report | None:
         """The report behind these four."""
-        return self._fitted.final_report
+        report = self._fitted.final_report
+        return None if report is None else with_settings(report, self)
 
     def _of_final_report(self, name: str) -> float:
         report = self._fitted.final_report

@@ -81,11 +81,16 @@ def write_fit(path: Path, sampler: JKOSampler, fitted: FitResult, budget: Budget
         "state": encoder(fitted.state),
         "history": encoder(list(fitted.history)),
         "stop_reason": fitted.stop_reason,
-        "report": encoder([fitted.spare_seed, vars(fitted).get("final_report")]),
+        "report": encoder([fitted.spare_seed, _bare(vars(fitted).get("final_report"))]),
         "stream": encoder(fitted.generator.get_state()),
         "spent": [budget.seconds, budget.evaluations] if budget is not None else [0.0, 0],
     }
     checkpoint.write(path, content, encoder.tensors)
+
+
+def _bare(report: Report | None) -> Report | None:
+    """Without the draws behind it, which a file of a fit can make again."""
+    return None if report is None else replace(report, record=None)
 
 
 def _saved(

@@ -43,6 +43,15 @@ def test_the_page_of_a_fit_can_be_written(sampler, tmp_path):
     assert "scale" in text
 
 
+def test_a_saved_sampler_keeps_no_draws_of_its_report(sampler, tmp_path):
+    assert sampler.report_.record.draws.shape == (4000, 2)
+    sampler.save(tmp_path / "fit.safetensors")
+    found = JKOSampler.load(tmp_path / "fit.safetensors").report_
+    assert found.pareto_k == sampler.pareto_k_
+    assert found.record.draws is None
+    assert found.record.settings["n_steps"] == "2"
+
+
 def test_values_are_said_as_their_user_knows_them():
     assert readable(None) == "None"
     assert readable(log_target).endswith("test_readable.log_target")

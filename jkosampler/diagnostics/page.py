@@ -5,10 +5,8 @@ Whatever comes from the user, names and settings and warnings, is escaped, and t
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -19,10 +17,10 @@ from string import Template
 import numpy as np
 
 import jkosampler
+from jkosampler._whole_files import whole_file
 from jkosampler.diagnostics import page_figures as figures
 from jkosampler.diagnostics.record import FitRecord
 from jkosampler.diagnostics.report import BLIND_SPOT, Report
-from jkosampler.errors import ArgumentError, WriteError
 
 __all__ = ["CITATION", "page", "write_page"]
 
@@ -78,24 +76,9 @@ def page(report: Report, rows: Sequence[tuple[str, str, str]]) -> str:
 
 def write_page(text: str, path: str | os.PathLike[str]) -> Path:
     """Write a page as a whole or not at all; see `Report.to_html` for what it raises."""
-    if not isinstance(path, str | os.PathLike) or not str(path):
-        raise ArgumentError(f"path must be that of a file, got {path!r}.")
-    path = Path(path)
-    if path.is_dir():
-        raise ArgumentError(f"path={str(path)!r} is a folder; give the path of a file in it.")
-    if not path.absolute().parent.is_dir():
-        raise ArgumentError(f"path={str(path)!r}: the folder {str(path.parent)!r} is not there; make it first.")
-    # in the same folder, where a rename replaces the file at once
-    temporary = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with whole_file(path, "path") as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise WriteError(f"{str(path)!r} can't be written: {error.strerror or error}; give another path.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return path
+    return Path(path)
 
 
 def _verdict(report: Report) -> str:

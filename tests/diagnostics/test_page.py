@@ -120,7 +120,7 @@ def test_images_are_whole(text):
 )
 def test_the_verdict_comes_first_in_its_colour(tmp_path, report, title, kind):
     assert report.judgement == kind
-    text = written(report, tmp_path)
+    text = written(dataclasses.replace(report, record=None), tmp_path)
     assert f'<section class="verdict {kind}"><h2>{title}</h2>' in text
     assert ("<h2>Warnings</h2>" in text) == bool(report.warnings)
     assert EVIL not in text
@@ -132,7 +132,7 @@ def test_a_report_without_a_record_shows_what_it_has(tmp_path):
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Trust these draws", "Numbers", "To cite"]
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e-9, 40.0])
+@pytest.mark.parametrize("spread", [0.0, 40.0])
 def test_extreme_weights_can_be_drawn(tmp_path, spread):
     report = fitted(dim=1, spread=spread)
     record = dataclasses.replace(report.record, draws=np.zeros((30, 1)), history=[{"energy": np.nan, "ess": 0.0}])
