@@ -11,6 +11,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
+from jkosampler._inputs import whole_number
 from jkosampler._result import FitResult
 from jkosampler.arviz_io import split_chains
 from jkosampler.energies import EnergyEvaluator
@@ -36,8 +37,9 @@ def arviz_groups(fitted: FitResult, draws: int, chains: int, generator: torch.Ge
         `draws` or `chains` is not a positive whole number.
     """
     for name, value in (("draws", draws), ("chains", chains)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ArgumentError(f"{name} must be a positive whole number, got {value!r}.")
+        whole_number(value, name, 1)
+    if int(draws) * int(chains) >= 2**63:
+        raise ArgumentError(f"draws={draws} for each of chains={chains} are more than can be counted.")
     setup, seen = fitted.setup, fitted.seen
     particles = fitted.flow.particles(draws * chains, generator)
     _warn_of_folds(particles.log_rho)

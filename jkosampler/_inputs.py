@@ -43,12 +43,12 @@ def random_generator(random_state: Any) -> torch.Generator:
         generator.manual_seed(int(random_state.integers(2**63)))
     elif isinstance(random_state, np.random.RandomState):
         generator.manual_seed(int(random_state.randint(2**63 - 1, dtype=np.int64)))
-    elif isinstance(random_state, int | np.integer) and not isinstance(random_state, bool) and random_state >= 0:
+    elif type(random_state) is not bool and isinstance(random_state, int | np.integer) and 0 <= random_state < 2**64:
         generator.manual_seed(int(random_state))
     else:
         raise ArgumentError(
-            "random_state must be a non-negative int, a numpy Generator or RandomState, a torch Generator or None, "
-            f"got {random_state!r}."
+            "random_state must be a non-negative int below 2^64, a numpy Generator or RandomState, a torch Generator "
+            f"or None, got {random_state!r}."
         )
     return generator
 
@@ -62,9 +62,14 @@ def as_points(x: Any, dim: int, dtype: torch.dtype, device: torch.device, name: 
         The shape is another one, or a value is not finite.
     """
     try:
-        points = x.detach().clone() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
-    except (TypeError, ValueError) as error:
+        if not isinstance(x, Tensor):
+            x = np.asarray(x)  # which a cast to float would make real, with a warning, where it is complex
+            x = x if np.iscomplexobj(x) else torch.from_numpy(np.array(x, dtype=np.float64))
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"{name} must be an array of numbers of shape (n, {dim}).") from error
+    if not isinstance(x, Tensor) or x.is_complex():
+        raise ArgumentError(f"{name} must be real, got complex numbers.")
+    points = x.detach().clone()
     if points.ndim != 2 or points.shape[1] != dim:
         raise ArgumentError(f"{name} must have shape (n, {dim}), got {tuple(points.shape)}.")
     points = points.to(device, dtype)
@@ -124,7 +129,7 @@ def whole_number(value: Any, name: str, least: int) -> int:
     ArgumentError
         It is anything else.
     """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value < 2**63:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     return int(value)
 
@@ -139,11 +144,11 @@ def flow_time(t: Any) -> float | None:
     """
     if t is None:
         return None
-    if isinstance(t, str) or np.ndim(t) != 0:
-        raise ArgumentError(f"t must be one number, a flow time of the fit, or None, got {t!r}.")
     try:
+        if isinstance(t, str | bytes) or np.ndim(t) != 0:
+            raise TypeError
         return float(t)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"t must be one number, a flow time of the fit, or None, got {t!r}.") from error
 
 
@@ -182,7 +187,7 @@ def as_device(device: Any) -> torch.device:
     try:
         found = torch.device("cpu" if device is None else device)
         torch.zeros(1, device=found).item()
-    except (RuntimeError, TypeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # the last: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise ArgumentError(f"device={device!r} can't be used here: {reason}. device=None is the CPU.") from error
     return found

@@ -86,13 +86,15 @@ def _excess(
         return 0.0, float("inf")
     log_law = [inside.log_rho, flow.log_density_where_defined(outside)]
     own = (log_target - inside.log_rho).cpu().double().numpy()
-    top = own.max()
-    if not np.isfinite(top):
-        return 0.0, float("inf")
     halves = [
-        np.exp((target - torch.logaddexp(law, probe.log_prob(x)) + np.log(2.0)).cpu().double().numpy() - top)
+        (target - torch.logaddexp(law, probe.log_prob(x)) + np.log(2.0)).cpu().double().numpy()
         for target, law, x in zip(log_targets, log_law, (inside.x, outside), strict=True)
     ]
+    if not np.isfinite(own.max()):
+        return 0.0, float("inf")
+    # the largest of all: a probe may find a weight that is no float beside those of the law's own draws
+    top = max(own.max(), halves[0].max(), halves[1].max())
+    halves = [np.exp(half - top) for half in halves]
     own = np.exp(own - top)
     both = 0.5 * (halves[0].mean() + halves[1].mean())
     # The law's own estimate and the first half share their draws, so that their noise cancels in the difference.

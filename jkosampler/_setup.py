@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -205,11 +206,19 @@ def _refuse_what_is_not_there(sampler: JKOSampler) -> None:
         )
     for name in ("step_size", "max_time", "max_target_evaluations"):
         value = getattr(sampler, name)
-        if value is not None and not (isinstance(value, int | float | np.number) and 0 < float(value) < np.inf):
+        if value is not None and not _is_positive(value):
             raise ArgumentError(f"{name} must be positive and finite, or None, got {value!r}.")
     for name, least in (("n_steps", 0), ("n_particles", 2)):
         if getattr(sampler, name) is not None:
             whole_number(getattr(sampler, name), name, least)
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether it is one real, positive number that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    # whole numbers may be too large for a float
+    return bool(0 < value < math.inf and math.log(value) <= math.log(sys.float_info.max))
 
 
 def _dimension(sampler: JKOSampler, X: Any) -> int:

@@ -54,7 +54,7 @@ class FieldSetup:
             raise ArgumentError(f"energy must be an Energy for metric='l2', got {type(energy).__name__}.")
         if not isinstance(domain, Domain):
             raise ArgumentError(f"domain must be a Domain for metric='l2', such as {_EXAMPLE}, got {domain!r}.")
-        if sampler.dim not in (None, domain.dim):
+        if sampler.dim is not None and whole_number(sampler.dim, "dim", 1) != domain.dim:
             raise ArgumentError(f"dim={sampler.dim!r} is not that of the domain, {domain.dim}.")
         if sampler.initial is None or hasattr(sampler.initial, "log_prob") or not callable(sampler.initial):
             raise ArgumentError(

@@ -272,7 +272,7 @@ class JKOSampler(FittedAttributes, AskTell, BaseEstimator):
         FitError
             No draw has a weight under the target.
         """
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise ArgumentError(f"method must be one of {METHODS}, got {method!r}.")
         if method != "flow" and t is not None:
             raise ArgumentError(f"t={t!r}: method={method!r} corrects draws of the last law; leave t out.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jkosampler.errors import ArgumentError
+from jkosampler.errors import ArgumentError, TargetCallError
 
 __all__ = ["Exclusion", "FunctionMobility", "Mobility", "as_mobility"]
 
@@ -87,7 +87,12 @@ class FunctionMobility(Mobility):
         self.function, self.limit = function, limit
 
     def per_density(self, rho: Tensor) -> Tensor:
-        value = self.function(rho)
+        try:
+            value = self.function(rho)
+        except Exception as error:
+            raise TargetCallError(
+                f"mobility raised {type(error).__name__} for densities of shape {tuple(rho.shape)}: {error}"
+            ) from error
         if not isinstance(value, Tensor) or value.shape != rho.shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ArgumentError(f"mobility must return a tensor of shape {tuple(rho.shape)}, got {found}.")

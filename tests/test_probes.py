@@ -48,3 +48,15 @@ def test_a_target_that_fails_far_away_does_not_stop_the_look() -> None:
         return torch.where(x.norm(dim=1) < 8.0, -0.5 * x.square().sum(1) - math.log(2.0 * math.pi), torch.nan)
 
     assert seen_from(laws.Gaussian([0.0, 0.0], 1.0), log_target) is None
+
+
+def test_mass_beyond_the_range_of_floats_is_found() -> None:
+    """More than e^709 times the law's own: a ratio of infinities would be no number, and go unnoticed."""
+
+    def log_target(x: Tensor) -> Tensor:
+        there = (x[:, 0] - 15.0).square() + x[:, 1].square() < 36.0
+        return torch.where(there, 800.0 + 0.0 * x[:, 0], -0.5 * x.square().sum(1))
+
+    sentence = seen_from(laws.Gaussian([0.0, 0.0], 1.0), log_target)
+    assert sentence is not None
+    assert "100.0%" in sentence

@@ -224,13 +224,14 @@ def one_dimension(candidates: Mapping[str, int | None]) -> int:
     known = {name: value for name, value in candidates.items() if value is not None}
     if not known:
         raise ArgumentError("The dimension is unknown: give dim=, the number of coordinates of a point.")
+    for name, value in known.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            what = "dim" if name == "dim" else f"{name}: its dimension"
+            raise ArgumentError(f"{what} must be a positive whole number, got {value!r}.")
     if len(set(known.values())) > 1:
         opinions = ", ".join(f"{name} says {value}" for name, value in known.items())
         raise ArgumentError(f"The dimensions contradict each other: {opinions}.")
-    dim = next(iter(known.values()))
-    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
-        raise ArgumentError(f"dim must be a positive whole number, got {dim!r}.")
-    return int(dim)
+    return int(next(iter(known.values())))
 
 
 def _space(support: Mapping[str, Any] | None, space: Space | None, names: list[str] | None, dim: int) -> Space | None:
