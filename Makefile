@@ -62,7 +62,7 @@ bench: .venv/.installed-netcdf
 
 clean:
 	rm -rf .venv .venv-arviz1 build docs/_build docs/gallery docs/generated docs/sg_execution_times.rst
-	rm -rf .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 # Stamps: an environment that was made half is made anew, and a change of pins or dependencies installs again.
 .venv/.created:

@@ -1,10 +1,9 @@
-"""What users hand in, made ready: random states, points, counts, times, devices; and torch's modes while we work."""
+"""What users hand in, made ready: random states, points, counts, times, devices."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,6 @@ __all__ = [
     "random_generator",
     "starting_particles",
     "step_at",
-    "torch_scope",
     "whole_number",
 ]
 
@@ -191,16 +189,3 @@ def as_device(device: Any) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ArgumentError(f"device={device!r} can't be used here: {reason}. device=None is the CPU.") from error
     return found
-
-
-@contextmanager
-def torch_scope(threads: int | None = None) -> Iterator[None]:
-    """Run torch with gradients and outside inference mode, on so many threads, and put back what was set."""
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.set_num_threads(before)

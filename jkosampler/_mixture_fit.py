@@ -7,7 +7,6 @@ each: 2^k modes of k independent coordinates need 2 k components then.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from jkosampler._surroundings import ignoring
 from jkosampler.laws import Gaussian, Law, Mixture, Product
 
 __all__ = ["Mixtures", "fitted", "split", "updated", "with_shares"]
@@ -64,8 +64,7 @@ def fitted(x: Tensor, generator: torch.Generator) -> Mixtures | None:
         return None
     points = ((x - mean) / scale).cpu().double().numpy()
     seed = int(torch.randint(2**31, (1,), generator=generator))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with ignoring(ConvergenceWarning):
         best = _best(points, _COMPONENTS, _SHAPES, seed)
         ones = [_best(column[:, None], _COMPONENTS_OF_ONE, ("full",), seed) for column in points.T]
     criterion = sum(one.bic(column[:, None]) for one, column in zip(ones, points.T, strict=True))

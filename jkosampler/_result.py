@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from sklearn.utils import Bunch
 
-from jkosampler._inputs import torch_scope, whole_number
+from jkosampler._inputs import whole_number
 from jkosampler._probes import look_outside
 from jkosampler._readable import with_settings
 from jkosampler._setup import Setup
 from jkosampler._setup_fields import FieldSetup
+from jkosampler._surroundings import torch_scope
 from jkosampler._user_space import UserFlow
 from jkosampler.diagnostics import FitRecord, Report, estimate_stationarity, report_from_log_weights
 from jkosampler.diagnostics.from_weights import FEWEST_DRAWS

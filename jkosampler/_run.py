@@ -16,11 +16,11 @@ from sklearn.utils import Bunch
 
 from jkosampler._arguments import warn_user
 from jkosampler._distributed import Team, team
-from jkosampler._inputs import torch_scope
 from jkosampler._result import FitResult, spare_generator
 from jkosampler._saved_fit import Checkpoint
 from jkosampler._setup import Setup
 from jkosampler._setup_fields import FieldSetup
+from jkosampler._surroundings import torch_scope
 from jkosampler.diagnostics import evidence
 from jkosampler.energies import EnergyEvaluator, FunctionalEvaluator
 from jkosampler.engines import Lagrangian

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from jkosampler import checkpoint
 from jkosampler._encoding import Encoder, decoded, handed_in
-from jkosampler._inputs import torch_scope
 from jkosampler._result import FitResult
 from jkosampler._setup import Setup, checked
 from jkosampler._setup_fields import FieldSetup
+from jkosampler._surroundings import torch_scope
 from jkosampler.diagnostics import Report
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.energies.evaluator import nothing_used

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from jkosampler._black_box_start import black_box_start
 from jkosampler._inputs import as_device, as_dtype, starting_particles, whole_number
 from jkosampler._scout import scout
 from jkosampler._setup_fields import FieldSetup, is_field_flow
+from jkosampler._surroundings import ignoring
 from jkosampler.domains import Box, Domain
 from jkosampler.energies import KL, Energy, EnergyEvaluator, InternalEnergy, L2Functional
 from jkosampler.engines import GradientFlow, Lagrangian, MinimizingMovement, State
@@ -305,8 +305,7 @@ def _fitted_mixture(particles: Tensor, generator: torch.Generator) -> Law:
     x = particles.cpu().double().numpy()
     seed = int(torch.randint(2**31, (1,), generator=generator))
     most = max(1, min(5, len(x) // (10 * x.shape[1])))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with ignoring(ConvergenceWarning):
         fits = [GaussianMixture(k, random_state=seed).fit(x) for k in range(1, most + 1)]
     best = min(fits, key=lambda fit: fit.bic(x))
     parts = [Gaussian(m, c) for m, c in zip(best.means_, best.covariances_, strict=True)]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jkosampler._distributed import team
-from jkosampler._inputs import random_generator, torch_scope
+from jkosampler._inputs import random_generator
 from jkosampler._setup import Setup, checked
 from jkosampler._setup_fields import FieldSetup
+from jkosampler._surroundings import torch_scope
 
 if TYPE_CHECKING:
     from jkosampler.estimator import JKOSampler

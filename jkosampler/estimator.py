@@ -19,13 +19,14 @@ from tqdm.auto import tqdm
 
 from jkosampler._ask_tell import AskTell
 from jkosampler._corrected import METHODS, corrected_draws
-from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, torch_scope, whole_number
+from jkosampler._inputs import as_points, flow_time, like_caller, random_generator, whole_number
 from jkosampler._readable import with_settings
 from jkosampler._result import FittedAttributes
 from jkosampler._run import Budget, begun, led, run_by_all
 from jkosampler._saved_fit import Checkpoint, loaded_fit, write_fit
 from jkosampler._setup import check_that_it_ends
 from jkosampler._setup_by_all import checked_by_all, is_silent
+from jkosampler._surroundings import torch_scope
 from jkosampler.checkpoint import as_path
 from jkosampler.diagnostics import Report
 from jkosampler.errors import ArgumentError

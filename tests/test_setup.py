@@ -11,7 +11,8 @@ import torch
 
 from jkosampler import JKOSampler, energies, engines, laws, targets
 from jkosampler._arguments import warn_user
-from jkosampler._inputs import flow_time, random_generator, torch_scope
+from jkosampler._inputs import flow_time, random_generator
+from jkosampler._surroundings import torch_scope
 from jkosampler.errors import ArgumentError
 
 QUICK = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, constraints
 
 from jkosampler._arguments import cholesky_factor, float_tensor
+from jkosampler._surroundings import global_state
 from jkosampler.errors import ArgumentError
 from jkosampler.laws.elementary import Law
 
@@ -138,7 +139,8 @@ class TorchLaw(ForeignLaw):
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=gpus):
+        # torch's laws draw from the global generator: one thread at a time, or they would share a stream
+        with global_state, torch.random.fork_rng(devices=gpus):
             torch.default_generator.manual_seed(seed)
             if gpus:
                 torch.cuda.manual_seed_all(seed)
