@@ -17,6 +17,7 @@ import torch
 
 from jkosampler import checkpoint
 from jkosampler._inputs import whole_number
+from jkosampler._whole_files import file_to_be
 from jkosampler.errors import ArgumentError, CheckpointError
 from jkosampler.targets.told import Exchange, Stopped, Told
 
@@ -59,10 +60,10 @@ class AskTell:
         ArgumentError
             A parameter can't be used, or the points before were not told.
         """
-        if self._asked is not None:
+        if self._asked is not None and self._asked.began:
             raise ArgumentError("ask: another fit of this sampler is being asked for; end that loop first.")
         self._asked = _AskedFit(cast("JKOSampler", self), X, gradient, whole_number(n_report, "n_report", 0))
-        return self._answered()
+        return self._answered(self._asked)
 
     def tell(self, values: Any, grads: Any = None) -> None:
         """Values (n,) of the log density at the points that `ask` gave last, or outputs (n, k), and gradients (n, d).
@@ -80,9 +81,8 @@ class AskTell:
             raise ArgumentError("tell: no points are asked for; `for x in sampler.ask(): ...` gives some.")
         self._asked.tell(values, grads)
 
-    def _answered(self) -> Iterator[np.ndarray]:
-        assert self._asked is not None
-        asked, fitted = self._asked, vars(self)
+    def _answered(self, asked: _AskedFit) -> Iterator[np.ndarray]:
+        fitted = vars(self)
         try:
             for x in asked.questions():
                 if "_result" in vars(asked.sampler):
@@ -91,7 +91,8 @@ class AskTell:
             fitted["_result"] = vars(asked.sampler)["_result"]
         finally:
             asked.stop()
-            self._asked = None
+            if self._asked is asked:
+                self._asked = None
 
 
 class _AskedFit:
@@ -109,8 +110,9 @@ class _AskedFit:
                 "a forward.Told. What can be called is fitted by fit()."
             )
         self.exchange = exchange
-        path = None if sampler.checkpoint is None else checkpoint.as_path(sampler.checkpoint, "checkpoint")
+        path = None if sampler.checkpoint is None else file_to_be(sampler.checkpoint, "checkpoint")
         self._file = None if path is None else path.with_name(f"{path.name}.told")
+        self.began = False
         self._x: np.ndarray | None = None
         self._error: BaseException | None = None
         seed = sampler.random_state
@@ -125,7 +127,8 @@ class _AskedFit:
 
     def questions(self) -> Iterator[np.ndarray]:
         """The points at which values are due."""
-        self.exchange.open = True
+        self.began = True
+        self.exchange.begin()
         self._thread.start()
         while (x := self.exchange.questions.get()) is not None:
             self._x = x

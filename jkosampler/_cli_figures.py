@@ -35,9 +35,6 @@ def evolution(sampler: JKOSampler, n: int, seed: int, names: Sequence[str]) -> A
     if sampler.n_features_in_ < 2:
         raise ArgumentError("--kind evolution shows two coordinates, and this fit has one: choose --kind pairs.")
     times = _some(sampler.times_, _MOST_PANELS)
-    seed = (
-        int(np.random.default_rng().integers(2**31)) if seed is None else seed
-    )  # one for all: paths of the same draws
     # with one seed, so that all panels show the same particles
     snapshots = [sampler.sample_with_log_density(n, t=t, random_state=seed) for t in times]
     defined = [np.isfinite(log_density) for _, log_density in snapshots]

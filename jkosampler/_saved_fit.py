@@ -23,10 +23,12 @@ from torch import Tensor
 
 from jkosampler import checkpoint
 from jkosampler._encoding import Encoder, decoded, handed_in
+from jkosampler._readable import readable
 from jkosampler._result import FitResult
 from jkosampler._setup import Setup, checked
 from jkosampler._setup_fields import FieldSetup
 from jkosampler._surroundings import torch_scope
+from jkosampler._whole_files import file_to_be
 from jkosampler.diagnostics import Report
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.energies.evaluator import nothing_used
@@ -34,7 +36,7 @@ from jkosampler.engines import State
 from jkosampler.errors import ArgumentError, CheckpointError, JKOSamplerError
 from jkosampler.laws import as_law
 from jkosampler.particles import Particles
-from jkosampler.targets import Target, as_target
+from jkosampler.targets import as_target
 
 if TYPE_CHECKING:
     from jkosampler._run import Budget
@@ -206,7 +208,7 @@ class Checkpoint:
     """
 
     def __init__(self, sampler: JKOSampler) -> None:
-        self.path = checkpoint.as_path(sampler.checkpoint, "checkpoint")
+        self.path = file_to_be(sampler.checkpoint, "checkpoint")
         self._sampler = sampler
         self._lock = checkpoint.locked(self.path)
 
@@ -260,7 +262,7 @@ def _parameters(sampler: JKOSampler) -> tuple[dict[str, dict[str, str]], dict[st
     told, values = {}, {}
     for name, value in sampler.get_params(deep=False).items():
         encoder = Encoder({})
-        text = _described(value)
+        text = readable(value)
         try:
             if name == "random_state" and not isinstance(value, int | np.integer | None):
                 raise CheckpointError("its state goes on")
@@ -272,18 +274,6 @@ def _parameters(sampler: JKOSampler) -> tuple[dict[str, dict[str, str]], dict[st
             content = text.encode()
         told[name] = {"text": text, "digest": hashlib.sha256(content).hexdigest()}
     return told, values
-
-
-def _described(value: Any) -> str:
-    """A parameter in words that are the same in another process."""
-    if isinstance(value, Target):
-        return f"a {type(value).__name__} of {value.names if value.names is not None else value.dim}"[:200]
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return f"an array {tuple(value.shape)}"
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    text = repr(value)
-    return f"a {type(value).__qualname__}" if " at 0x" in text else text[:200]
 
 
 def _in_place_of(saved: Saved, setup: Setup | FieldSetup) -> Saved:

@@ -48,9 +48,25 @@ def whole_file(path: Any, name: str) -> Iterator[Path]:
     temporary = path.absolute().with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
+        _settle(temporary)
         os.replace(temporary, path)
+        _settle(temporary.parent)
     except OSError as error:
-        raise WriteError(f"{str(path)!r} can't be written: {error.strerror or error}; give another path.") from error
+        raise WriteError(
+            f"{str(path)!r} can't be written: {error.strerror or error}. What was there before is unharmed; make room, "
+            "or give another path."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _settle(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    if os.name != "posix" and path.is_dir():
+        return  # only files can be opened there
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,11 +6,8 @@ from a good one.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Any
@@ -21,30 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from jkosampler.errors import ArgumentError, CheckpointError
+from jkosampler._whole_files import whole_file
+from jkosampler.errors import CheckpointError, WriteError
 
-__all__ = ["as_path", "locked", "read", "write"]
+__all__ = ["locked", "read", "write"]
 
 SCHEMA = 1
 _FORMAT = "jkosampler fit"
-
-
-def as_path(path: Any, name: str) -> Path:
-    """The path of a file to be, whose folder is there.
-
-    Raises
-    ------
-    ArgumentError
-        It is no path, or that of a folder, or its folder is not there.
-    """
-    if not isinstance(path, str | os.PathLike) or not str(path):
-        raise ArgumentError(f"{name} must be the path of a file, got {path!r}.")
-    path = Path(path)
-    if path.is_dir():
-        raise ArgumentError(f"{name}={str(path)!r} is a folder; give the path of a file in it.")
-    if not path.absolute().parent.is_dir():
-        raise ArgumentError(f"{name}={str(path)!r}: the folder {str(path.parent)!r} is not there; make it first.")
-    return path
 
 
 def locked(path: Path) -> FileLock:
@@ -63,7 +43,7 @@ def locked(path: Path) -> FileLock:
             f"checkpoint {str(path)!r}: another fit is writing to it; let that end, or give another path."
         ) from None
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise CheckpointError(f"checkpoint {str(path)!r} can't be written: {error.strerror or error}.") from error
     return lock
 
 
@@ -77,21 +57,12 @@ def write(path: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> No
     """
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     metadata = {"format": _FORMAT, "schema": str(SCHEMA), "content": text, "digest": _digest(text, tensors)}
-    # in the same folder, where a rename replaces the file at once
-    temporary = path.absolute().with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         blob = save(tensors, metadata)
-        with open(temporary, "xb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _settle(path.absolute().parent)
-    except (OSError, SafetensorError) as error:
-        raise _not_written(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with whole_file(path, "checkpoint") as temporary:
+            temporary.write_bytes(blob)
+    except (WriteError, SafetensorError) as error:
+        raise CheckpointError(f"{error} The sampler keeps its steps.") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -139,22 +110,3 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         digest.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _settle(folder: Path) -> None:
-    """Have the file's new name on the disk too, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _not_written(path: Path, error: Exception) -> CheckpointError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return CheckpointError(
-        f"{str(path)!r} can't be written: {reason}. What was there before is unharmed, and the sampler "
-        "keeps its steps; make room, or give a path that can be written."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import eight_schools
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ def value_and_gradient(target: Target, z: Tensor) -> tuple[Tensor, Tensor]:
     z = z.clone().requires_grad_()
     value = target(z)
     return value.detach(), torch.autograd.grad(value.sum(), z)[0]
+
+
+def check_schools(target: HostTarget) -> None:
+    """Density, up to a constant, and gradient of the eight schools against those written in torch."""
+    z = eight_schools.points()
+    value, gradient = value_and_gradient(target.unconstrained, z)
+    z.requires_grad_()
+    expected = eight_schools.log_density(z)
+    difference = value - expected.detach()
+    torch.testing.assert_close(difference, difference[:1].expand(len(z)), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), z)[0], rtol=1e-8, atol=1e-8)
 
 
 def check_gradient(target: HostTarget, z: Tensor) -> None:

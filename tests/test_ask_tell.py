@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from reference_elliptic import exact_elliptic
+from sklearn.base import clone
 
 from jkosampler import JKOSampler, forward, laws
 from jkosampler.errors import ArgumentError, ResourceError, TargetValueError
@@ -128,10 +129,20 @@ class TestMistakes:
 
     def test_two_loops(self) -> None:
         one = sampler()
+        one.ask()  # which nobody has looked at: no fit has begun
         questions = one.ask()
+        next(questions)
         with pytest.raises(ArgumentError, match="another fit"):
             one.ask()
         questions.close()
+        assert len(next(one.ask())) > 0
+
+    def test_a_target_is_asked_again_after_a_loop_that_ended_early(self) -> None:
+        target = Told(2)
+        one = sampler(log_target=target, max_target_evaluations=20_000)
+        assert told(one, most=3) == 3
+        assert told(one) > 3
+        assert told(clone(one)) > 3  # as grid searches do
 
     def test_a_target_that_can_be_called(self) -> None:
         with pytest.raises(ArgumentError, match="fitted by fit"):

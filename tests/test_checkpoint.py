@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 from jkosampler import checkpoint
+from jkosampler._whole_files import file_to_be
 from jkosampler.errors import ArgumentError, CheckpointError
 
 CONTENT = {"a": [1, 2.5, None, "x"]}
@@ -86,13 +87,13 @@ class TestPaths:
     @pytest.mark.parametrize("path", [3, None, "", b"x"])
     def test_no_path(self, path: object) -> None:
         with pytest.raises(ArgumentError, match="checkpoint must be the path of a file"):
-            checkpoint.as_path(path, "checkpoint")
+            file_to_be(path, "checkpoint")
 
     def test_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match="is a folder"):
-            checkpoint.as_path(tmp_path, "checkpoint")
+            file_to_be(tmp_path, "checkpoint")
         with pytest.raises(ArgumentError, match="is not there"):
-            checkpoint.as_path(tmp_path / "no" / "file", "checkpoint")
+            file_to_be(tmp_path / "no" / "file", "checkpoint")
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
     def test_files_that_are_none(self, tmp_path: Path) -> None:

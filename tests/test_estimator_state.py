@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import subprocess
+import sys
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -365,3 +367,10 @@ def test_a_target_that_raises_far_out_is_stepped_back_from():
     assert furthest > 12.0
     assert fit.converged_
     assert fit.diagnose().trustworthy
+
+
+def test_the_package_is_imported_without_torch():
+    """So `import jkosampler` takes less time than `import torch`; the names are loaded when they are first used."""
+    code = "import sys, jkosampler; print([name for name in ('torch', 'sklearn', 'arviz') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

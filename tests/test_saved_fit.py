@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -303,14 +304,18 @@ class TestHostileFiles:
         with safe_open(saved, framework="pt") as file:
             text = file.metadata()["content"]
         tensors = checkpoint.read(saved)[1]
-        path, refused = tmp_path / "bad", 0
+        path, refused, peak = tmp_path / "bad", 0, None
         for _ in range(n):
             _spoil(rng, path, good, text, tensors)
             try:
                 JKOSampler.load(path, bent)
             except CheckpointError:
                 refused += 1
+            if peak is None:
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert refused > 0.5 * n  # the others were harmless: a number of the history, say
+        if sys.platform.startswith("linux"):
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 * 2**10  # kibibytes
 
 
 def _spoil(rng: random.Random, path: Path, good: bytes, text: str, tensors: dict[str, Tensor]) -> None:

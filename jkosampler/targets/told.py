@@ -43,6 +43,13 @@ class Exchange:
         self.answers: SimpleQueue[tuple[np.ndarray, ...] | None] = SimpleQueue()
         self.open = False
 
+    def begin(self) -> None:
+        """Open it for a fit; what a fit before has left unread is gone."""
+        self.questions, self.answers, self.open = SimpleQueue(), SimpleQueue(), True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Exchange:
+        return self  # as any function of a user's: a copy of the target asks the same
+
     def __call__(self, x: np.ndarray) -> Any:
         """Answers (n, ...) at x (n, d), as soon as they are told.
 

@@ -11,7 +11,9 @@ import torch
 from reference_elliptic import exact_elliptic
 from torch import Tensor
 
-from jkosampler import JKOSampler, forward, laws, targets
+from jkosampler import JKOSampler, _black_box_start, forward, laws, targets
+from jkosampler._mixture_fit import Mixtures
+from jkosampler.energies import KL, EnergyEvaluator
 from jkosampler.engines.output_emulator import OutputEmulator
 from jkosampler.errors import ArgumentError, TargetShapeError
 from jkosampler.targets import BlackBoxEvaluator
@@ -157,6 +159,38 @@ class TestEvaluator:
         energy = energies.KL(dark) + energies.KL(dark)
         with pytest.raises(ArgumentError, match="only one"):
             JKOSampler(energy=energy, dim=2, progress=False, n_steps=1, step_size=0.1).fit()
+
+
+class TestStart:
+    def test_modes_have_the_shares_of_the_target(self) -> None:
+        """Not those of a mixture that is wrong by as much as emulator and target may differ."""
+
+        def log_density(x: np.ndarray) -> np.ndarray:
+            left, right = (-0.5 * ((x - m) ** 2).sum(1) / 0.1 for m in (-2.0, 2.0))
+            return np.logaddexp(math.log(0.3) + left, math.log(0.7) + right)
+
+        energy = EnergyEvaluator(KL(targets.from_numpy(log_density, dim=2)), dim=2, dtype=torch.float64, device="cpu")
+        modes = [laws.Gaussian([m, m], 0.1) for m in (-2.0, 2.0)]
+        wrong = Mixtures((laws.Mixture([0.6, 0.4], modes),))
+        mended = _black_box_start._with_true_shares(energy, wrong, torch.Generator().manual_seed(0))
+        # the weights of either mode are constant, so that no chance is left
+        torch.testing.assert_close(mended.blocks[0].weights, torch.tensor([0.3, 0.7], dtype=torch.float64))
+
+    @pytest.mark.parametrize(("bound", "found"), [(10.0, True), (0.0, False)])
+    def test_the_nearest_population_counts_where_none_agrees(
+        self, monkeypatch: pytest.MonkeyPatch, bound: float, found: bool
+    ) -> None:
+        for name, value in (
+            ("_AGREED", -1.0),
+            ("_AGREED_PER_DIMENSION", -1.0),
+            ("_ROUNDS", 3),
+            ("_NEARLY_AGREED", bound),
+        ):
+            monkeypatch.setattr(_black_box_start, name, value)
+        energy = EnergyEvaluator(KL(elliptic_black_box()), dim=2, dtype=torch.float64, device="cpu")
+        start = laws.Product([laws.Normal(0.0, 1.0), laws.Normal(100.0, 5.0)])
+        law = _black_box_start.black_box_start(energy, start, torch.Generator().manual_seed(0))
+        assert (law is not None) == found
 
 
 class TestFits:
