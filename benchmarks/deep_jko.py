@@ -32,8 +32,10 @@ EXPERIMENTS = {
     "scaling": Experiment(cost.scaling, (0,)),
 }
 ON_DEMAND = ("aggregation-1d", "aggregation-2d")  # the longest
+BENCHMARK = Benchmark("deep_jko.py", __doc__.splitlines()[0], EXPERIMENTS, ON_DEMAND)
+markdown = BENCHMARK.markdown
 
 
 if __name__ == "__main__":
     print(f"Reference computation of `benchmarks/elliptic.py`: {reference_computation():.3g} CPU seconds.\n")
-    Benchmark("deep_jko.py", __doc__.splitlines()[0], EXPERIMENTS, ON_DEMAND).main()
+    BENCHMARK.main()

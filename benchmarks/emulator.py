@@ -59,6 +59,8 @@ EXPERIMENTS = {
     "more-points": Experiment(partial(errors, n=50_000, n_ridges=500, powers=(0.0, DEFAULT))),
     "more-ridges": Experiment(partial(errors, n=50_000, n_ridges=2000, powers=(0.0,))),
 }
+BENCHMARK = Benchmark("emulator.py", __doc__.splitlines()[0], EXPERIMENTS)
+markdown = BENCHMARK.markdown
 
 if __name__ == "__main__":
-    Benchmark("emulator.py", __doc__.splitlines()[0], EXPERIMENTS).main()
+    BENCHMARK.main()

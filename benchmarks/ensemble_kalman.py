@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 from common.ensembles import Walk, aldi, aldi_without_gradient, eks, snapshots
-from common.harness import Benchmark, Experiment
+from common.harness import Benchmark, Experiment, Record
 from common.inverse_problems import InverseProblem, darcy, elliptic
 from common.measures import Measure
 from sklearn.exceptions import ConvergenceWarning
@@ -31,6 +31,7 @@ from jkosampler import JKOSampler
 
 SECONDS = 240.0  # of a fit to Darcy flow: `max_time`
 PARTICLES = 500
+SAYS = "trusted by the verdict (1) or not (0): ours"  # what it says is the note
 FIRST_STEPS, MIXED_PARTICLES, MIXED_STEPS = 40, 1000, 440  # of EKS, then of ALDI with 440 000 gradients
 Needs = dict[str, float]
 Sampler = Callable[[InverseProblem, np.random.Generator, int], np.ndarray]
@@ -67,9 +68,7 @@ def ours(
         yield of(
             "KL over the best Gaussian's: ours", kl / gaussian, needs.get("of_gaussian"), note=f"{gaussian:.3g} nats"
         )
-    yield of(
-        "trusted by the verdict (1) or not (0): ours", float(report.trustworthy), at_least=True, note=report.verdict
-    )
+    yield of(SAYS, float(report.trustworthy), at_least=True, note=report.verdict)
 
 
 def of_ensemble(name: str, sampler: Sampler, problem: InverseProblem, seed: int, n_evaluations: int) -> list[Measure]:
@@ -171,6 +170,64 @@ for dim in (24, 48):
         partial(run, black_box=False, others=("ALDI", "EKS, then ALDI"), needs=OF_GRADIENT)
     )
 
+
+STAND_INS = (  # for the gradient of the misfit: what that loses, name of the sampler, whether it is given gradients
+    ('gradient (`metric="kalman"`)', "exact", "ours", True),
+    (
+        "emulator, 500 ridges (default without gradient)",
+        "outputs that bend along many directions at once; seen in the weights",
+        "ours",
+        False,
+    ),
+    ("linear over the ensemble, EKS", "curvature of the model within the ensemble", "EKS", False),
+    ("the same, ten times the evaluations", "the same", "EKS, ten times the evaluations", False),
+    (
+        "linear, ALDI without gradient, ten times",
+        "the same; unstable from far",
+        "ALDI without gradient, ten times the evaluations",
+        False,
+    ),
+    ("gradient, ALDI", "nothing but its steps' bias", "ALDI", True),
+    ("EKS, then gradient ALDI", "nothing but its steps' bias", "EKS, then ALDI", True),
+)
+
+
+def stand_ins(records: list[Record]) -> str:
+    """The table of what stands in for the misfit's gradient: errors of the worst seed, of means and of sds."""
+    lines = ["| the misfit's gradient | what it loses | elliptic | Darcy, d = 24 | Darcy, d = 48 |", "|---" * 5 + "|"]
+    for shown, loses, name, gradient in STAND_INS:
+        problems = ("", "darcy24-gradient", "darcy48-gradient") if gradient else ("elliptic", "darcy24", "darcy48")
+        cells = [shown, loses, *(errors_of(name, [one for one in records if one["experiment"] == p]) for p in problems)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def errors_of(name: str, records: list[Record]) -> str:
+    """Those of the worst seed; what verdicts that do not trust a fit say, and the errors without the worst of these."""
+    found = {(one["what"], one["seed"]): one for one in records}
+    seeds = sorted({one["seed"] for one in records})
+
+    def worst(of: list[int]) -> str:
+        sizes = [max(found[f"{what}: {name}", seed]["value"] for seed in of) for what in ("means, sd", "sds, relative")]
+        return ", ".join(f"{size:#.2g}" for size in sizes)
+
+    if not seeds:
+        return ""
+    verdicts = {seed: found[SAYS, seed]["note"] for seed in seeds} if name == "ours" else {}
+    bad, careful = (
+        [s for s in verdicts if verdicts[s].startswith(f"Verdict: {says}")] for says in ("do not", "use with")
+    )
+    remarks = [f"{len(careful)} of {len(seeds)} with care"] * bool(careful)
+    if bad:
+        others = [seed for seed in seeds if seed not in bad]
+        remarks.append(f"{len(bad)} not trusted" + (f", the others {worst(others)}" if others else ""))
+    return worst(seeds) + (f" ({'; '.join(remarks)})" if remarks else "")
+
+
+BENCHMARK = Benchmark("ensemble_kalman.py", __doc__.splitlines()[0], EXPERIMENTS)
+markdown = BENCHMARK.markdown
+more_tables = {"misfit_gradient.md": stand_ins}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
@@ -183,4 +240,4 @@ if __name__ == "__main__":
         write_references(dims)
         sys.exit()
     logging.getLogger("jkosampler").setLevel(logging.ERROR)
-    Benchmark("ensemble_kalman.py", __doc__.splitlines()[0], EXPERIMENTS).main(parser)
+    BENCHMARK.main(parser)

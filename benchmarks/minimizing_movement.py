@@ -22,7 +22,9 @@ EXPERIMENTS = {
     "lambda": Experiment(densities.lambda_study, (0,)),
     "paper-recipe": Experiment(fields.adam_in_the_time_of, (0,)),
 }
+BENCHMARK = Benchmark("minimizing_movement.py", __doc__.splitlines()[0], EXPERIMENTS)
+markdown = BENCHMARK.markdown
 
 
 if __name__ == "__main__":
-    Benchmark("minimizing_movement.py", __doc__.splitlines()[0], EXPERIMENTS).main()
+    BENCHMARK.main()

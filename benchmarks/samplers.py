@@ -224,15 +224,17 @@ def experiments(folder: Path | None) -> dict[str, Experiment]:
     return found | {f"flow-{n}": Experiment(partial(beside_a_spline_flow, name=n)) for n in BESIDE_A_FLOW}
 
 
+def benchmark(folder: Path | None) -> Benchmark:
+    """With the posteriors of posteriordb where there is a folder of them."""
+    script = "samplers.py" if folder is None else "samplers.py --posteriordb FOLDER"
+    known = experiments(folder)
+    on_demand = tuple(name for name in known if name.startswith(("flow-", "peers-")))
+    return Benchmark(script, __doc__.splitlines()[0], known, on_demand, across=across_seeds)
+
+
+markdown = benchmark(Path("FOLDER")).markdown
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--posteriordb", type=Path, metavar="FOLDER", help="of posteriordb's data, for its models")
-    folder = parser.parse_known_args()[0].posteriordb
-    known = experiments(folder)
-    Benchmark(
-        "samplers.py" if folder is None else "samplers.py --posteriordb FOLDER",
-        __doc__.splitlines()[0],
-        known,
-        on_demand=tuple(name for name in known if name.startswith(("flow-", "peers-"))),
-        across=across_seeds,
-    ).main(parser)
+    benchmark(parser.parse_known_args()[0].posteriordb).main(parser)

@@ -176,6 +176,12 @@ def cost(microseconds: float) -> str:
     return f"{microseconds:g}" if microseconds else "closed form"
 
 
+def markdown(records: dict[str, Any]) -> str:
+    """Both tables."""
+    batches, fits = map(shown_batch, records["batches"]), map(shown_fit, records["fits"])
+    return "\n".join([BATCHES, *batches, "", FITS, *fits]) + "\n"
+
+
 def shown_batch(found: dict[str, Any]) -> str:
     return (
         f"| {cost(found['microseconds'])} | {1e6 * found['alone'] / POINTS:.0f} | {1e3 * found['alone']:.1f} "
@@ -206,27 +212,22 @@ def main() -> None:
     if chosen.child is not None:
         child(chosen.child[0], int(chosen.child[1]))
         return
-    lines: list[str] = []
     records: dict[str, list[Any]] = {"batches": [], "fits": []}
 
-    def say(line: str) -> None:
-        lines.append(line)
-        print(line, flush=True)
-
-    say(BATCHES)
+    print(BATCHES, flush=True)
     sizes = {cost: cells(1e-6 * cost) if cost else 0 for cost in {*chosen.microseconds, *chosen.fits}}
     for value in chosen.microseconds:
         found = {"microseconds": value, "cells": sizes[value], **measured("batch", sizes[value], chosen.processes)}
         records["batches"].append(found)
-        say(shown_batch(found))
-    say("\n" + FITS)
+        print(shown_batch(found), flush=True)
+    print(f"\n{FITS}", flush=True)
     for value in chosen.fits:
         records["fits"].append(both(value, sizes[value], chosen.processes))
-        say(shown_fit(records["fits"][-1]))
+        print(shown_fit(records["fits"][-1]), flush=True)
     if chosen.json:
         chosen.json.write_text(json.dumps(records, indent=1) + "\n")
     if chosen.markdown:
-        chosen.markdown.write_text("\n".join(lines) + "\n")
+        chosen.markdown.write_text(markdown(records))
 
 
 if __name__ == "__main__":

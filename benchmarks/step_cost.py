@@ -41,6 +41,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from common.harness import write
 from torch import Tensor, nn
 
 from jkosampler.maps import INTEGRATORS, ODEMap
@@ -65,25 +66,38 @@ def main() -> None:
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
     rows = [run(*map(int, case.split(",")), chosen.repetitions, chosen.naive) for case in chosen.cases]
-    lines = ["| n | d | m | L | products, ms | fused | required | plain | naive | naive / fused | required |"]
-    lines.append("|---" * 11 + "|")
+    print(markdown(rows), end="")
+    if chosen.markdown:
+        write(chosen.markdown, markdown(rows))
+    if chosen.json:
+        write(chosen.json, json.dumps(rows, indent=1) + "\n")
     missed = 0
     for row in rows:
-        sizes = [str(row[name]) for name in ("n", "d", "m", "L")]
-        at_most, at_least = REQUIRED.get(",".join(sizes), (math.inf, 0.0))
+        at_most, at_least = required(row)
         missed += int(row["fused"] > at_most) + int(row["naive / fused"] < at_least)
+    sys.exit(f"{missed} requirements were missed" if missed else 0)
+
+
+def markdown(rows: list[dict[str, float]]) -> str:
+    """The table."""
+    lines = ["| n | d | m | L | products, ms | fused | required | plain | naive | naive / fused | required |"]
+    lines.append("|---" * 11 + "|")
+    for row in rows:
+        at_most, at_least = required(row)
         bounds = [f"<= {at_most}" if at_most < math.inf else "", f">= {at_least}" if at_least else ""]
         fused, plain, naive, ratio = (f"{row[name]:.2f}" for name in ("fused", "plain", "naive", "naive / fused"))
-        cells = [*sizes, f"{row['products_ms']:.1f}", fused, bounds[0], plain, naive, ratio, bounds[1]]
+        cells = [*sizes(row), f"{row['products_ms']:.1f}", fused, bounds[0], plain, naive, ratio, bounds[1]]
         lines.append("| " + " | ".join(cells) + " |")
-    print("\n".join(lines))
-    if chosen.markdown:
-        chosen.markdown.parent.mkdir(parents=True, exist_ok=True)
-        chosen.markdown.write_text("\n".join(lines) + "\n")
-    if chosen.json:
-        chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        chosen.json.write_text(json.dumps(rows, indent=1))
-    sys.exit(f"{missed} requirements were missed" if missed else 0)
+    return "\n".join(lines) + "\n"
+
+
+def required(row: dict[str, float]) -> tuple[float, float]:
+    """The largest that `fused` may be, and the smallest that `naive / fused` may be."""
+    return REQUIRED.get(",".join(sizes(row)), (math.inf, 0.0))
+
+
+def sizes(row: dict[str, float]) -> list[str]:
+    return [str(row[name]) for name in ("n", "d", "m", "L")]
 
 
 def run(n: int, d: int, m: int, depth: int, repetitions: int, naive_repetitions: int) -> dict[str, float]:

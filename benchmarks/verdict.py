@@ -98,10 +98,9 @@ def counted(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
+EXPERIMENTS = {name: Experiment(partial(said_of, name), (0,)) for name in NAMES}
+BENCHMARK = Benchmark("verdict.py", __doc__.splitlines()[0], EXPERIMENTS, summary=counted)
+markdown = BENCHMARK.markdown
+
 if __name__ == "__main__":
-    Benchmark(
-        "verdict.py",
-        __doc__.splitlines()[0],
-        {name: Experiment(partial(said_of, name), (0,)) for name in NAMES},
-        summary=counted,
-    ).main()
+    BENCHMARK.main()

@@ -85,12 +85,12 @@ class Benchmark:
             records = [one for one in records if one["experiment"] != name] + measured
             if chosen.json:
                 write(chosen.json, json.dumps(records, indent=1) + "\n")
+        if chosen.markdown:
+            write(chosen.markdown, self.markdown(records))
         records = records + self.combined(records)
         print("\n".join(line(one) for one in records if one["seed"] == ALL))
-        summary = "" if self.summary is None else f"\n{self.summary(records)}\n"
-        print(summary, end="")
-        if chosen.markdown:
-            write(chosen.markdown, f"{self.table(records)}\n{summary}")
+        if self.summary is not None:
+            print(f"\n{self.summary(records)}")
         missed = [one for one in worst_of(records) if not one["passes"] and one["experiment"] in chosen.only]
         sys.exit(f"{len(missed)} requirements were missed" if missed else 0)
 
@@ -111,6 +111,11 @@ class Benchmark:
     def command_of(self, name: str, seeds: list[int] | None, quick: bool) -> str:
         chosen = f" --seeds {' '.join(map(str, seeds))}" if seeds else ""
         return f"python benchmarks/{self.script} --only {name}{chosen}{' --quick' * quick}"
+
+    def markdown(self, records: list[Record]) -> str:
+        """The table of a file of records, and what follows it."""
+        records = records + self.combined(records)
+        return self.table(records) + "\n" + ("" if self.summary is None else f"\n{self.summary(records)}\n")
 
     def table(self, records: list[Record]) -> str:
         """For every measure that of the worst seed, in the order of the experiments."""
