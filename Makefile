@@ -27,8 +27,8 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make mutations  deliberate faults in formulas, each of which a test must notice"
 	@echo "make lint       ruff and mypy"
-	@echo "make docs       the documentation, in docs/_build/html"
-	@echo "make bench      every script in benchmarks/"
+	@echo "make docs       the documentation, in docs/_build/html (minutes: it runs the examples)"
+	@echo "make bench      every script in benchmarks/ (hours)"
 	@echo "make clean      remove what the targets made, the environments too"
 
 demo: .venv/.installed-netcdf

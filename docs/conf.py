@@ -21,6 +21,10 @@ default_role = "code"  # single backticks in docstrings are code, as in Markdown
 
 html_theme = "furo"
 html_title = f"jkosampler {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
