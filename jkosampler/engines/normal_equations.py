@@ -1,4 +1,4 @@
-"""Weighted ridge regression that keeps sums over points only, so that points and functions can be added to it."""
+"""Weighted ridge regression that keeps sums over points only, so that weights and functions can be added to it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ class NormalEquations:
 
     def __init__(self, functions: Functions, x: Tensor, y: Tensor, weights: Tensor) -> None:
         self.gram, self.moments = _products(functions, x, y, weights)
-        self._count(y, weights, torch.zeros_like(y[0]), 0, 0.0)
+        self.squares = weights @ y.square()
+        self.n, self.weight = len(y), float(weights.sum())
 
-    def _count(self, y: Tensor, weights: Tensor, squares: Tensor, n: int, weight: float) -> None:
-        self.squares = squares + weights @ y.square()
-        self.n, self.weight = n + len(y), weight + float(weights.sum())
-
-    def add_points(self, functions: Functions, x: Tensor, y: Tensor, weights: Tensor) -> None:
-        """Take in data y (n, k) at points x (n, d), or more weights (n,) of known ones."""
+    def add_weight(self, functions: Functions, x: Tensor, y: Tensor, weights: Tensor) -> None:
+        """Take in more weights (n,) of known points x (n, d)."""
         gram, moments = _products(functions, x, y, weights)
         self.gram, self.moments = self.gram + gram, self.moments + moments
-        self._count(y, weights, self.squares, self.n, self.weight)
+        self.squares = self.squares + weights @ y.square()
+        self.weight += float(weights.sum())
 
     def add_functions(self, functions: Functions, more: Functions, x: Tensor, y: Tensor, weights: Tensor) -> None:
         """Take in more functions, given the data so far."""

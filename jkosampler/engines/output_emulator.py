@@ -47,6 +47,7 @@ class OutputEmulator:
 
     directions: Tensor  # (m, d) of the ridges, and their
     biases: Tensor  # (m,)
+    equations: NormalEquations | None  # while it can learn more
 
     @classmethod
     def of(cls, black_box: BlackBoxEvaluator, generator: torch.Generator) -> OutputEmulator:
@@ -67,6 +68,7 @@ class OutputEmulator:
             more = _weights(log_density, highest, x.shape[1]) - weights
             found.learn(x[wrong], outputs[wrong], more[wrong])
             weights = weights + more
+        found.equations = None  # large, and no part of a saved fit
         return found
 
     def __init__(self, x: Tensor, outputs: Tensor, log_density: Tensor, generator: torch.Generator) -> None:
@@ -94,17 +96,18 @@ class OutputEmulator:
         draw_ridges(directions, biases, _SLOPES, _KINKS, generator)
         self.directions, self.biases = directions.to(x), biases.to(x)
         y = (outputs - self.mean) / self.scale
-        self._equations = NormalEquations(self._polynomial, x, y, weights)
+        self.equations = NormalEquations(self._polynomial, x, y, weights)
         if len(self.i):
-            self._set(self._equations)
+            self._set(self.equations)
             self._turn_to_what_matters()
-        self._equations.add_functions(self._polynomial, self._ridges, x, y, weights)
-        self._set(self._equations)
+        self.equations.add_functions(self._polynomial, self._ridges, x, y, weights)
+        self._set(self.equations)
 
     def learn(self, x: Tensor, outputs: Tensor, weights: Tensor) -> None:
-        """Take in outputs (n, k) at x (n, d) of weights (n,), or more weights of known ones."""
-        self._equations.add_points(self._functions, x, (outputs - self.mean) / self.scale, weights)
-        self._set(self._equations)
+        """Take in more weights (n,) of outputs (n, k) that are known at x (n, d)."""
+        assert self.equations is not None
+        self.equations.add_weight(self._functions, x, (outputs - self.mean) / self.scale, weights)
+        self._set(self.equations)
 
     def _set(self, equations: NormalEquations) -> None:
         """Take over the solution of equations for the polynomial, or for all functions."""
