@@ -91,13 +91,11 @@ def _of_target(target: Target, fitted: FitResult, x: Tensor, chains: int, genera
 
 def _variables(x: Tensor, fitted: FitResult, chains: int) -> dict[str, np.ndarray]:
     """Draws by name: variables of their shapes, or a scalar for each named coordinate, else one vector "x"."""
-    space, target = fitted.setup.space, fitted.setup.target
+    space, names = fitted.setup.space, fitted.setup.names
     draws = _chains(fitted.seen.shown(x), chains)
     if space is not None:
         return space.by_variable(draws)
-    if target is None or target.names is None:
-        return {"x": draws}
-    return {name: draws[..., i] for i, name in enumerate(target.names)}
+    return {"x": draws} if names is None else {name: draws[..., i] for i, name in enumerate(names)}
 
 
 def _chains(values: Tensor, chains: int) -> np.ndarray:

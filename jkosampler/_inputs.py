@@ -59,6 +59,8 @@ def as_points(x: Any, dim: int, dtype: torch.dtype, device: torch.device, name: 
     ArgumentError
         The shape is another one, or a value is not finite.
     """
+    if np.ma.is_masked(x):
+        raise ArgumentError(f"{name} has masked entries: leave out the rows that hold them.")
     try:
         if not isinstance(x, Tensor):
             x = np.asarray(x)  # which a cast to float would make real, with a warning, where it is complex

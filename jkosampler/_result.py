@@ -78,9 +78,7 @@ class FitResult:
     @property
     def names(self) -> list[str] | None:
         """Of the user's columns, where they have names."""
-        if self.setup.space is not None:
-            return self.setup.space.column_names
-        return None if self.setup.target is None else self.setup.target.names
+        return self.setup.names if self.setup.space is None else self.setup.space.column_names
 
     def ended(self, state: Any, stop_reason: str) -> FitResult:
         """The same law at the end of a fit; what was computed of it stays."""

@@ -71,6 +71,7 @@ class Setup:
     note: str | None
     adaptive: bool
     space: Space | None
+    names: list[str] | None  # of coordinates, also where a file is read without its target
 
     @classmethod
     def of(cls, sampler: JKOSampler, X: Any, generator: torch.Generator) -> Setup:
@@ -114,7 +115,8 @@ class Setup:
             mobility=_mobility(sampler),
             walls=law.box if isinstance(law, DensityOnBox) else None,
         )
-        return cls(dim, dtype, device, target, energy, law, engine, problem, note, adaptive, space)
+        names = None if target is None else target.names
+        return cls(dim, dtype, device, target, energy, law, engine, problem, note, adaptive, space, names)
 
     def scouted(self, generator: torch.Generator) -> Setup:
         """The same with a start on the target's separated modes, where there are any that a flow would not reach."""
@@ -135,7 +137,7 @@ class Setup:
                 "log_density(x, t=0) is still that of the law given."
             )
             assert isinstance(problem.control, AdaptiveSteps)
-            near = replace(problem.control, first_tau=problem.control.second_tau)
+            near = replace(problem.control, first_tau=problem.control.largest_affine_tau, retries=1)
             return replace(self, problem=replace(problem, law=law, control=near), note=note)
         found = scout(problem.energy, problem.law, generator)
         if found is None:

@@ -36,6 +36,7 @@ class FieldSetup:
     target: Any = None
     law: Any = None
     space: Any = None
+    names: Any = None
     note: Any = None
     adaptive: bool = False
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 __all__ = ["global_state", "ignoring", "torch_scope"]
@@ -24,10 +25,13 @@ _outside = 1  # the number before the first of them
 
 @contextmanager
 def torch_scope(threads: int | None = None) -> Iterator[None]:
-    """Run torch with gradients and outside inference mode, on so many threads, and put back what was set."""
+    """Run torch with gradients and outside inference mode, on so many threads, and put back what was set.
+
+    Weights far below the largest underflow, which is no error here, even where numpy was told to raise one.
+    """
     before, number = _enter(threads)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), np.errstate(under="ignore"):
             yield
     finally:
         with global_state:

@@ -155,7 +155,7 @@ def unusual():
     """Settings that are not the defaults, which a reset would not give back by chance."""
     threads, errors = torch.get_num_threads(), np.geterr()
     torch.set_num_threads(2)
-    np.seterr(divide="raise", invalid="raise")
+    np.seterr(divide="raise", invalid="raise", under="raise")
     yield
     np.seterr(**errors)
     torch.set_num_threads(threads)

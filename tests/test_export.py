@@ -25,7 +25,7 @@ def fitted_with(log_rho):
     x = torch.randn(len(log_rho), 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = Target(lambda x: -0.5 * x.square().sum(dim=1), 2, names=["a", "b"])
     energy = EnergyEvaluator(KL(target), dim=2, dtype=torch.float64, device=torch.device("cpu"))
-    setup = SimpleNamespace(target=target, problem=SimpleNamespace(energy=energy), space=None)
+    setup = SimpleNamespace(target=target, problem=SimpleNamespace(energy=energy), space=None, names=target.names)
     flow = SimpleNamespace(particles=lambda n, generator: Particles(x[:n], log_rho[:n], None))
     return SimpleNamespace(setup=setup, flow=flow, seen=UserFlow(flow, None), history=[])
 

@@ -214,6 +214,10 @@ test_many_interrupts = pytest.mark.slow(LONG(given(**INTERRUPTS)(interrupted)))
     [
         (lambda sampler: sampler.log_density(np.array([[1.0 + 1.0j, 2.0]])), "x must be real"),
         (lambda sampler: sampler.log_density(torch.ones(1, 2) * 1j), "x must be real"),
+        (
+            lambda sampler: sampler.log_density(np.ma.masked_array([[1.0, 2.0]], [[True, False]])),
+            "x has masked entries",
+        ),
         (lambda sampler: sampler.log_density([[HUGE, 1]]), "x must be an array of numbers"),
         (lambda sampler: sampler.log_density([[0.0, 1.0]], t=HUGE), "t must be one number"),
         (lambda sampler: sampler.log_density([[0.0, 1.0]], t=[[1.0], 2.0]), "t must be one number"),

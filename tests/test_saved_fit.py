@@ -227,6 +227,13 @@ class TestLoad:
             with pytest.raises(UnavailableError, match=r"needs log_target .* give it to JKOSampler\.load"):
                 question()
 
+    @pytest.mark.filterwarnings("ignore:.*n_steps")
+    def test_names_stay_without_the_target(self, tmp_path: Path) -> None:
+        problem = forward.EllipticBVP().posterior(y=[27.5, 79.7], noise_std=0.1, prior_std=10.0)
+        fitted = JKOSampler(problem, random_state=0, n_steps=1, progress=False)
+        fitted.fit().save(tmp_path / "fit")
+        assert JKOSampler.load(tmp_path / "fit")._fitted.names == ["u1", "u2"]
+
     def test_with_the_target(self, tmp_path: Path) -> None:
         fitted, path = FITS["adaptive"]().fit(), tmp_path / "fit"
         fitted.sample(10)  # the stream goes on

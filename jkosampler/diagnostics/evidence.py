@@ -45,6 +45,7 @@ class Evidence:
     ess_fraction: float
 
 
+@np.errstate(under="ignore")  # of weights that are nothing beside the largest
 def evidence(log_weights: np.ndarray) -> Evidence:
     """Estimate log Z, its lower bound and the effective sample size.
 

@@ -28,6 +28,7 @@ _LOG_TINY = float(np.log(np.finfo(float).tiny))
 _PRIOR_COUNT, _PRIOR_K = 10, 0.5
 
 
+@np.errstate(under="ignore")  # of weights that are nothing beside the largest
 def psis(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Smooth the largest importance weights.
 

@@ -9,13 +9,12 @@ place.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from jkosampler.energies import EnergyEvaluator
 from jkosampler.engines.base import State
+from jkosampler.engines.normal_equations import NormalEquations
 from jkosampler.engines.step_solver import covering
 from jkosampler.particles import weighted_moments
 from jkosampler.potentials import draw_ridges, log_two_cosh
@@ -30,9 +29,6 @@ _ACTIVE, _LEAST_ACTIVE = 0.375, 0.1  # power of the outputs' sensitivity that ri
 _SLOPES, _KINKS = (0.2, 1.5), 3.0  # of the ridge functions, per whitened unit; distance within which they bend
 _HIGH = 10.0  # nats below the highest log density, and as many a dimension, from which on a point counts less and less
 _POLYNOMIAL_PRICE = 1e-4  # of squared coefficients, beside the ridges': a polynomial is hardly held back
-_LEVELS = tuple(10.0**power for power in range(-15, 0))  # of prices, relative to the largest eigenvalue
-# Shares of the data: free ones at least, and what rounding leaves of their square.
-_FEWEST_FREE, _ROUNDING = 1e-3, 1e-28
 _CORRECTIONS = 3  # fits after the first
 _SMALLEST = 1e-12  # relative, on the diagonal of a covariance
 _NEW, _NEW_PER_DIMENSION = 200, 20  # points of the law that are evaluated before a step, and as many after it
@@ -51,6 +47,7 @@ class OutputEmulator:
 
     directions: Tensor  # (m, d) of the ridges, and their
     biases: Tensor  # (m,)
+    equations: NormalEquations | None  # while it can learn more
 
     @classmethod
     def of(cls, black_box: BlackBoxEvaluator, generator: torch.Generator) -> OutputEmulator:
@@ -59,72 +56,69 @@ class OutputEmulator:
         Points at which the first fit promises more than there is count as what it promises, so that they mend it.
         """
         x, outputs, log_density = black_box.data
-        found = cls(x, outputs, log_density, generator)
+        highest = log_density.max()
+        found, weights = cls(x, outputs, log_density, generator), _weights(log_density, highest, x.shape[1])
         for _ in range(_CORRECTIONS):
             with torch.no_grad():
                 promised = found.believed(x, black_box.target.log_density_from(x, found(x))).nan_to_num(nan=-torch.inf)
             wrong = promised > log_density + _HIGH
-            if not bool((wrong & (promised > log_density.max() - _HIGH * (1 + x.shape[1]))).any()):
+            if not bool((wrong & (promised > highest - _HIGH * (1 + x.shape[1]))).any()):
                 break
-            log_density = torch.where(wrong, promised, log_density).clamp(max=log_density.max())
-            found = cls(x, outputs, log_density, generator, like=found)
+            log_density = torch.where(wrong, promised, log_density).clamp(max=highest)
+            more = _weights(log_density, highest, x.shape[1]) - weights
+            found.learn(x[wrong], outputs[wrong], more[wrong])
+            weights = weights + more
+        found.equations = None  # large, and no part of a saved fit
         return found
 
-    def __init__(
-        self,
-        x: Tensor,
-        outputs: Tensor,
-        log_density: Tensor,
-        generator: torch.Generator,
-        *,
-        like: OutputEmulator | None = None,
-    ) -> None:
+    def __init__(self, x: Tensor, outputs: Tensor, log_density: Tensor, generator: torch.Generator) -> None:
         d = x.shape[1]
         n_quadratic = 1 + d + d * (d + 1) // 2
         n_ridges = min(_RIDGES_PER_DIMENSION * d, _MOST_RIDGES)
-        weights = 1.0 / (1.0 + ((log_density.max() - log_density) / (_HIGH * (1 + d))).square()).square()
+        weights = _weights(log_density, log_density.max(), d)
         if len(x) > _MOST_DATA * (n_quadratic + n_ridges):  # of all that matter, not the best, which are close together
             some = torch.multinomial(weights.cpu(), _MOST_DATA * (n_quadratic + n_ridges), generator=generator)
             some = some.to(x.device)
             x, outputs, weights = x[some], outputs[some], weights[some].sqrt()
-        weights = weights / weights.sum()
-        effective = float(1.0 / weights.square().sum())
-        self.centre, self.factor = _standardisation(x, weights)
+        shares = weights / weights.sum()
+        effective = float(1.0 / shares.square().sum())
+        self.centre, self.factor = _standardisation(x, shares)
         self.highest = float(log_density.max()) + _HIGH
+        self.reach = float(self._whitened(x).square().sum(1).max())
+        self.mean = shares @ outputs
+        self.scale = (shares @ (outputs - self.mean).square()).sqrt().clamp(min=1e-300)
         self.i, self.j = torch.triu_indices(d, d, device=x.device)
         if effective < _DATA_PER_FUNCTION * n_quadratic / 2:
             self.i, self.j = self.i[:0], self.j[:0]
-        n_polynomial = 1 + d + len(self.i)
-        width = max(1, min(n_ridges, int((effective - n_polynomial) / _DATA_PER_FUNCTION)))
-        reused = like is not None and len(like.biases) >= width
-        if like is not None and reused:
-            self.directions, self.biases = like.directions[:width], like.biases[:width]
-        else:
-            weights_of_ridges, biases = torch.empty(width, d, dtype=x.dtype), torch.empty(width, dtype=x.dtype)
-            draw_ridges(weights_of_ridges, biases, _SLOPES, _KINKS, generator)
-            self.directions, self.biases = weights_of_ridges.to(x), biases.to(x)
-        self.mean = weights @ outputs
-        self.scale = (weights @ (outputs - self.mean).square()).sqrt().clamp(min=1e-300)
-        z = self._whitened(x)
-        self.reach = float(z.square().sum(1).max())
-        root = (weights * len(x)).sqrt().unsqueeze(1)
-        polynomial = torch.cat([torch.ones_like(z[:, :1]), z, z[:, self.i] * z[:, self.j]], dim=1)
-        price = torch.ones(n_polynomial + width, dtype=x.dtype, device=x.device)
-        price[:n_polynomial] = _POLYNOMIAL_PRICE
-        data = root * (outputs - self.mean) / self.scale
-        if len(self.i) and not reused:
-            self._set_polynomial(_fitted(root * polynomial, data, price[:n_polynomial]))
+        self.n_polynomial = 1 + d + len(self.i)
+        width = max(1, min(n_ridges, int((effective - self.n_polynomial) / _DATA_PER_FUNCTION)))
+        directions, biases = torch.empty(width, d, dtype=x.dtype), torch.empty(width, dtype=x.dtype)
+        draw_ridges(directions, biases, _SLOPES, _KINKS, generator)
+        self.directions, self.biases = directions.to(x), biases.to(x)
+        y = (outputs - self.mean) / self.scale
+        self.equations = NormalEquations(self._polynomial, x, y, weights)
+        if len(self.i):
+            self._set(self.equations)
             self._turn_to_what_matters()
-        found = _fitted(root * torch.cat([polynomial, self._ridges(z)], dim=1), data, price)
-        self._set_polynomial(found[:n_polynomial])
-        self.outer = found[n_polynomial:]
+        self.equations.add_functions(self._polynomial, self._ridges, x, y, weights)
+        self._set(self.equations)
 
-    def _set_polynomial(self, coefficients: Tensor) -> None:
-        """Take over coefficients (p, k)."""
+    def learn(self, x: Tensor, outputs: Tensor, weights: Tensor) -> None:
+        """Take in more weights (n,) of outputs (n, k) that are known at x (n, d)."""
+        assert self.equations is not None
+        self.equations.add_weight(self._functions, x, (outputs - self.mean) / self.scale, weights)
+        self._set(self.equations)
+
+    def _set(self, equations: NormalEquations) -> None:
+        """Take over the solution of equations for the polynomial, or for all functions."""
         d = len(self.centre)
-        self.constant, self.linear, quadratic = coefficients.split([1, d, len(self.i)])
+        price = torch.ones_like(equations.gram[0])
+        price[: self.n_polynomial] = _POLYNOMIAL_PRICE
+        coefficients = equations.solved(price)
+        self.constant, self.linear, quadratic = coefficients[: self.n_polynomial].split([1, d, len(self.i)])
         self.quadratic = torch.zeros(d, d, coefficients.shape[1]).to(coefficients)
         self.quadratic[self.i, self.j] = quadratic
+        self.outer = coefficients[self.n_polynomial :]
 
     def _turn_to_what_matters(self) -> None:
         """Turn the ridges, whose directions are all alike, to where the polynomial has its slopes.
@@ -142,7 +136,7 @@ class OutputEmulator:
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs (n, k) at x (n, d), differentiable by torch."""
         z = self._whitened(x)
-        y = self.constant + z @ self.linear + self._ridges(z) @ self.outer
+        y = self.constant + z @ self.linear + self._bent(z) @ self.outer
         if len(self.i):
             d, _, k = self.quadratic.shape
             y = y + (z.unsqueeze(2) * (z @ self.quadratic.reshape(d, d * k)).view(-1, d, k)).sum(1)
@@ -160,38 +154,29 @@ class OutputEmulator:
     def _whitened(self, x: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor, (x - self.centre).mT, upper=False).mT
 
-    def _ridges(self, z: Tensor) -> Tensor:
+    def _polynomial(self, x: Tensor) -> Tensor:
+        z = self._whitened(x)
+        return torch.cat([torch.ones_like(z[:, :1]), z, z[:, self.i] * z[:, self.j]], dim=1)
+
+    def _ridges(self, x: Tensor) -> Tensor:
+        return self._bent(self._whitened(x))
+
+    def _functions(self, x: Tensor) -> Tensor:
+        return torch.cat([self._polynomial(x), self._ridges(x)], dim=1)
+
+    def _bent(self, z: Tensor) -> Tensor:
         return log_two_cosh(torch.addmm(self.biases, z, self.directions.mT))
+
+
+def _weights(log_density: Tensor, highest: Tensor, dim: int) -> Tensor:
+    """Weights (n,) of points in least squares: one each, and little far below the highest log density."""
+    return 1.0 / (1.0 + ((highest - log_density) / (_HIGH * (1 + dim))).square()).square()
 
 
 def _standardisation(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and a factor (d, d) of the covariance of weighted points, regular also where these are too few."""
     mean, covariance = weighted_moments(x, weights)
     return mean, torch.linalg.cholesky(covariance + _SMALLEST * torch.diag(covariance.diagonal() + 1e-300))
-
-
-def _fitted(functions: Tensor, y: Tensor, price: Tensor) -> Tensor:
-    """Coefficients (p, k) of functions (n, p) for data y (n, k), whose squares have relative prices (p,).
-
-    Generalised cross-validation finds the price of each column of data on its own.
-    """
-    n = len(y)
-    scale = functions.norm(dim=0).clamp(min=1e-300) * price.sqrt()
-    functions = functions / scale
-    values, axes = torch.linalg.eigh(functions.mT @ functions)
-    values = values.clamp(min=0.0)
-    projected = axes.mT @ (functions.mT @ y)
-    total = y.square().sum(0)
-    best, found = torch.full_like(total, math.inf), torch.zeros_like(projected)
-    for level in _LEVELS:
-        kept = 1.0 / (values + level * values.max())
-        coefficients = kept.unsqueeze(1) * projected
-        misfit = total - ((2.0 * kept - kept.square() * values).unsqueeze(1) * projected.square()).sum(0)
-        freedom = max(n - float((values * kept).sum()), _FEWEST_FREE * n)
-        error = misfit.clamp(min=_ROUNDING * n) / freedom**2
-        better = error < best
-        best, found = torch.where(better, error, best), torch.where(better, coefficients, found)
-    return (axes @ found) / scale.unsqueeze(1)
 
 
 def n_held_out(dim: int) -> int:
