@@ -92,7 +92,7 @@ def test_mathematics_is_balanced() -> None:
 def test_the_citation_is_that_of_the_repository() -> None:
     cff = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    text = re.sub(r"[{}]", "", page("citation.md"))
+    text = re.sub(r"\n {5,}", " ", re.sub(r"[{}]", "", page("citation.md")))
     titles = re.findall(r'title: "(.*?)"', cff)
     assert len(titles) == 3
     assert titles[0].startswith(f"{project['name']}: ")

@@ -148,6 +148,18 @@ def test_gradients_reach_every_parameter(depth: int, time_input: bool) -> None:
             assert bool(parameter.grad.abs().sum() > 0), name
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_standard_normal_parameters_would_be_fast(seed: int) -> None:
+    """As the paper's Algorithm 2 begins: speeds of hundreds, where a step has to move particles by their own scale."""
+    generator = torch.Generator().manual_seed(seed)
+    potential = ResNetPotential(2, width=64, depth=3, time_input=True, generator=generator)
+    with torch.no_grad():
+        for parameter in (*potential.weights, *potential.biases, potential.output):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=F64))
+        x = torch.randn(100, 2, generator=generator, dtype=F64)
+        assert float(potential.gradient(x, 0.5).norm(dim=1).mean()) > 100.0
+
+
 @pytest.mark.parametrize("depth", range(4))
 def test_it_starts_at_zero_velocity(depth: int) -> None:
     potential = ResNetPotential(3, depth=depth, time_input=True, generator=torch.Generator().manual_seed(0))
