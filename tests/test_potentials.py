@@ -84,6 +84,27 @@ def test_every_derivative_is_that_of_the_formula(depth: int, dim: int, time_inpu
         assert_close(found, wanted)
 
 
+def test_two_layers_are_those_that_the_paper_prints() -> None:
+    """(28) of arXiv 2311.06700, L = 2, for s = (x, t) and with J_0 = diag(sigma'(a_0)) W_0, its transpose in print."""
+    potential = random_potential(3, 2, time_input=True)
+    with torch.no_grad():
+        potential.quadratic.zero_()
+        potential.linear.zero_()
+    x, t = points(3, time_input=True)
+    assert t is not None
+    (w0, w1), (b0, b1), w = potential.weights, potential.biases, potential.output
+    with torch.no_grad():
+        for i in range(N):
+            a0 = w0 @ torch.cat([x[i], t[i : i + 1]]) + b0
+            a1 = w1 @ log_two_cosh(a0) + b1
+            z1 = w + w1.mT @ (a1.tanh() * w)
+            j0 = torch.diag(a0.tanh()) @ w0
+            first = w0.mT @ torch.diag((1.0 - a0.tanh().square()) * z1) @ w0
+            second = j0.mT @ w1.mT @ torch.diag((1.0 - a1.tanh().square()) * w) @ w1 @ j0
+            assert_close(potential.gradient(x, t)[i], (w0.mT @ (a0.tanh() * z1))[:3])
+            assert_close(potential.hessian(x, t)[i], (first + second)[:3, :3])
+
+
 @pytest.mark.parametrize("depth", range(4))
 def test_derivatives_in_the_parameters(depth: int) -> None:
     """What training differentiates once more: the closed forms, and autograd three times through the formula."""
@@ -125,6 +146,18 @@ def test_gradients_reach_every_parameter(depth: int, time_input: bool) -> None:
         if parameter.numel():
             assert parameter.grad is not None, name
             assert bool(parameter.grad.abs().sum() > 0), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_standard_normal_parameters_would_be_fast(seed: int) -> None:
+    """As the paper's Algorithm 2 begins: speeds of hundreds, where a step has to move particles by their own scale."""
+    generator = torch.Generator().manual_seed(seed)
+    potential = ResNetPotential(2, width=64, depth=3, time_input=True, generator=generator)
+    with torch.no_grad():
+        for parameter in (*potential.weights, *potential.biases, potential.output):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=F64))
+        x = torch.randn(100, 2, generator=generator, dtype=F64)
+        assert float(potential.gradient(x, 0.5).norm(dim=1).mean()) > 100.0
 
 
 @pytest.mark.parametrize("depth", range(4))

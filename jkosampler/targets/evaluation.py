@@ -56,8 +56,8 @@ class TargetEvaluator:
         Points at which the target was evaluated.
     n_calls : int
         Batched calls.
-    spread : callable (kind, x) -> rows, or None
-        Has `rows` evaluated in its own way, by several processes say; None: here.
+    spread : callable, optional
+        `spread(kind, x)` has the rows evaluated in its own way, by several processes say; None: here.
     """
 
     differentiable = True

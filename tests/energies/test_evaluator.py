@@ -10,7 +10,7 @@ import torch
 from small_problems import Square, evaluator
 from torch import Tensor
 
-from jkosampler.energies import KL, Energy, Entropy, Interaction, Internal, Potential, Power
+from jkosampler.energies import KL, Energy, EnergyEvaluator, Entropy, Interaction, Internal, Potential, Power
 from jkosampler.errors import ArgumentError, StartError, TargetGradientError, TargetShapeError
 from jkosampler.laws import Gaussian
 
@@ -221,6 +221,25 @@ class TestField:
         half = 2.0 * quartic(x) + 0.5 * self.felt(x, crowd, weights)
         torch.testing.assert_close(field.energy, half.detach(), rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(field.gradient, slope, rtol=1e-11, atol=1e-13)
+
+    def test_variation_is_the_derivative_of_the_energy(self) -> None:
+        """d/de E(rho (1 + e g)) = int dE/drho g rho for g of mean zero, by quadrature on the line."""
+        x = torch.linspace(-8.0, 8.0, 801, dtype=F64).unsqueeze(1)
+        p = (-0.5 * x[:, 0].square()).exp() + 0.5 * (-(x[:, 0] - 2.0).square()).exp()
+        p, g = p / p.sum(), (2.0 * x[:, 0]).sin()
+        g = g - p @ g
+        well = Potential(lambda x: 0.25 * x[:, 0].pow(4))
+        terms: list[Energy] = [Entropy(), Power(3), Internal(lambda rho: rho.square() * rho.sqrt()), well]
+        terms += [Interaction(lambda z: z.square().sum(-1).cos()), KL(lambda x: -x[:, 0].square() / 3.0)]
+        for term in terms:
+            energy = evaluator(term, 1, mass=self.MASS)
+
+            def whole(e: float, energy: EnergyEvaluator = energy) -> float:
+                q = p * (1.0 + e * g)
+                return float(q @ (energy.field(x, q, x).energy + energy.internal((q / 0.02).log())))
+
+            variation = energy.field(x, p, x).variation + energy.internal_variation((p / 0.02).log())
+            assert (whole(1e-4) - whole(-1e-4)) / 2e-4 == pytest.approx(float((p * g) @ variation), rel=1e-6), term
 
     def test_equal_weights_are_the_default(self) -> None:
         x, crowd = points(5), points(12)[5:]

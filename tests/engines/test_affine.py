@@ -225,10 +225,12 @@ def test_velocity_is_that_of_the_flow_which_ends_at_the_map(rates: list[float]) 
     np.testing.assert_allclose(end, solution.matrix.numpy() @ z + solution.shift.numpy(), rtol=1e-8)
 
 
-def test_pure_heat_widens_a_gaussian_by_the_closed_form() -> None:
+@pytest.mark.parametrize("kappa", [1.0, 0.3])
+def test_pure_heat_widens_a_gaussian_by_the_closed_form(kappa: float) -> None:
+    # the flow of kappa int rho log rho is that of diffusivity kappa
     particles = draw(Gaussian([0.0], [[1.0]]), 2000)
     weights = calibrated_weights(particles)
     frame = as_metric("wasserstein").frame(particles, weights)
-    problem = StepProblem(evaluator(Entropy(), 1), frame, 0.1)
+    problem = StepProblem(evaluator(kappa * Entropy(), 1), frame, 0.1)
     solution = solve_affine(problem, frame.to_inner(particles), weights, max_iterations=100)
-    assert float(solution.matrix) == pytest.approx(oracles.scalar_step(1.0, 0.1, 0.0), abs=1e-7)
+    assert float(solution.matrix) == pytest.approx(oracles.scalar_step(1.0, kappa * 0.1, 0.0), abs=1e-7)

@@ -180,6 +180,19 @@ class TestFits:
         assert float((found.gradient(x) - wanted).abs().mean()) < 1e-2
 
 
+def test_a_density_is_positive_whatever_its_network_is() -> None:
+    # the paper's section 3.2 counts the ELU among the non-negative activations: it is negative below zero
+    network = PositiveNetwork(_First())
+    x = torch.linspace(-30.0, 30.0, 7, dtype=torch.float64).unsqueeze(1)
+    assert bool((network(x) > 0.0).all())
+    assert bool((torch.nn.functional.elu(x[:3]) < 0.0).all())
+
+
+class _First(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., 0]
+
+
 class TestUse:
     def test_draws_are_those_of_the_density(self) -> None:
         draws, log_density = fitted().sample_with_log_density(20_000, random_state=1)

@@ -103,3 +103,24 @@ class TestTraining:
         assert (now.cycle(y, rho) < before) == comes_closer
         if pair == "max-min":
             assert now.cycle(y, rho) < 1e-2 * before
+
+    @pytest.mark.parametrize(("sd", "least"), [(1.0, 0.5), (1.25, 0.4), (0.8, 0.625)])
+    def test_the_printed_joint_minimum_of_gaussians_on_the_line(self, sd: float, least: float) -> None:
+        """(2.12) from N(0, 1) back to N(0, sd^2): a minimum for lam > 1 / (2 psi''), else a saddle."""
+        x, weights = Box(-12.0, 12.0, dim=1).quadrature(200, seeded(0), "gauss")
+        u, rho = (weights * (-0.5 * (x[:, 0] / s).square()).exp() for s in (1.0, sd))
+        u, rho = u / u.sum(), rho / rho.sum()
+
+        def objective(slopes: Tensor, lam: float) -> Tensor:
+            """(2.12) of psi = a x^2 / 2 and psi-bar = c y^2 / 2."""
+            a, c = slopes
+            ahead = c * x
+            bracket = (ahead * x).sum(1) - 0.5 * a * ahead.square().sum(1)
+            return u @ (0.5 * a * x.square().sum(1)) + rho @ (bracket + lam * (a * ahead - x).square().sum(1))
+
+        exact = torch.tensor([sd, 1.0 / sd], dtype=torch.float64)
+        for lam, minimum in ((0.95 * least, False), (1.05 * least, True)):
+            slope = torch.autograd.functional.jacobian(lambda slopes: objective(slopes, lam), exact)  # noqa: B023
+            bends = torch.autograd.functional.hessian(lambda slopes: objective(slopes, lam), exact)  # noqa: B023
+            assert float(slope.abs().max()) < 1e-9
+            assert bool((torch.linalg.eigvalsh(bends) > 0.0).all()) is minimum
