@@ -1,4 +1,4 @@
-"""Sphinx: pages in Markdown (MyST), the API from docstrings, the gallery from examples/example_*.py."""
+"""Sphinx: pages in Markdown (MyST), the API from docstrings, the gallery from examples/, and docs/tutorials/."""
 
 from importlib.metadata import version as installed_version
 
@@ -14,7 +14,14 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "generated", "benchmarks/*", "gallery/*.ipynb", "gallery/*.py"]
+exclude_patterns = [
+    "_build",
+    "benchmarks/*",
+    "tutorials",  # the sources; the pages made of them are in generated/tutorials
+    "**/*.ipynb",
+    "gallery/*.py",
+    "generated/tutorials/*.py",
+]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 default_role = "code"  # single backticks in docstrings are code, as in Markdown
@@ -34,9 +41,10 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 
 sphinx_gallery_conf = {
-    "examples_dirs": "../examples",
-    "gallery_dirs": "gallery",
-    "filename_pattern": r"example_.*\.py",
+    "examples_dirs": ["tutorials", "../examples"],
+    "gallery_dirs": ["generated/tutorials", "gallery"],
+    "filename_pattern": r"(tutorial|example)_.*\.py",
+    "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
