@@ -46,6 +46,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"(tutorial|example)_.*\.py",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    "capture_repr": (),  # what is to be seen is printed or drawn
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

@@ -137,6 +137,7 @@ class Setup:
                 "log_density(x, t=0) is still that of the law given."
             )
             assert isinstance(problem.control, AdaptiveSteps)
+            # each step costs an emulator, and its rejected successor another
             near = replace(problem.control, first_tau=problem.control.largest_affine_tau, retries=1)
             return replace(self, problem=replace(problem, law=law, control=near), note=note)
         found = scout(problem.energy, problem.law, generator)

@@ -181,8 +181,8 @@ class DensityStep:
 def run_away(pair: TransportPair) -> FitError:
     """The error that says so, and what may be the reason."""
     reason = (
-        f"with pair='joint' and lam={pair.lam:g} they run away from each other, as they must for lam <= 1/2; take the "
-        "default pair='max-min', or a larger lam"
+        f"with pair='joint' and lam={pair.lam:g} they run away from each other, as they must for small lam (1/2 and "
+        "less in short steps); take the default pair='max-min', or a larger lam"
         if pair.pair == "joint"
         else "take a smaller step_size, or leave representation out, above all where the density vanishes in a part of "
         "the box"

@@ -84,7 +84,7 @@ class MinimizingMovement(BaseEstimator):
         matters.
     pair : {"max-min", "joint"}
         How the pair is trained: correctly, or by joint minimisation as (2.12) is printed, which fails for
-        lam <= 1/2; see `engines.transport_pair`.
+        small lam (1/2 and less in short steps); see `engines.transport_pair`.
     n_quadrature : int, optional
         Points to integrate by; None: by width, or the 10 000 of the paper for Adam.
     quadrature : {"gauss", "sobol", "monte-carlo"}, optional

@@ -19,7 +19,17 @@ _ROWS, _COLUMNS = 4096, 400  # of a product at once: functions of all points nee
 
 
 class NormalEquations:
-    """Least squares of p functions for data y (n, k) at points x (n, d) of weights (n,)."""
+    """Least squares of p functions for data y (n, k) at points x (n, d) of weights (n,).
+
+    Attributes
+    ----------
+    gram, moments, squares : Tensor (p, p), (p, k), (k,)
+        Weighted sums over points: of products of functions, of functions and data, of the data's squares.
+    n : int
+        Points.
+    weight : float
+        Sum of their weights.
+    """
 
     def __init__(self, functions: Functions, x: Tensor, y: Tensor, weights: Tensor) -> None:
         self.gram, self.moments = _products(functions, x, y, weights)

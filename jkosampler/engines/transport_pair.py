@@ -6,8 +6,9 @@ psi-bar is its conjugate. `W2^2 = int |x|^2 u + int |y|^2 rho - 2 Corr` with
     Corr = min_psi max_psibar int psi u + int [ <S(y), y> - psi(S(y)) ] rho,   S = grad psi-bar         (2.9)
 
 The paper minimises over both, with a term `lam R`, `R = int |grad psi(S(y)) - y|^2 rho`, that is to hold psi-bar at the
-conjugate, (2.12). Near it the bracket is `const - |S - S*|^2 / 2` and R is `|S - S*|^2`, so that the pair runs away
-unless lam > 1/2: what the paper finds in its section 4.2.6. By default psi-bar maximises the bracket less `lam R`.
+conjugate, (2.12). Near it the bracket is `const - psi'' |S - S*|^2 / 2` and R is `|psi'' (S - S*)|^2`, so that the pair
+runs away unless lam > 1 / (2 psi''), which is 1/2 in short steps: what the paper finds in its section 4.2.6. By default
+psi-bar maximises the bracket less `lam R`.
 """
 
 from __future__ import annotations
