@@ -16,6 +16,7 @@ from jkosampler._point_functions import PointFunction
 from jkosampler.errors import ArgumentError
 from jkosampler.laws import Law, as_law
 from jkosampler.targets.base import Target, one_dimension
+from jkosampler.targets.space import Space
 
 __all__ = ["from_numpy"]
 
@@ -33,6 +34,8 @@ def from_numpy(
     chunk_size: int | None = None,
     observed_data: Mapping[str, Any] | None = None,
     constant_data: Mapping[str, Any] | None = None,
+    support: Mapping[str, Any] | None = None,
+    space: Space | None = None,
 ) -> Target:
     """Make a target of numpy functions.
 
@@ -62,6 +65,9 @@ def from_numpy(
         Points that go to a worker, or to a batched function, at a time.
     observed_data, constant_data : mapping of str to array, optional
         Kept with the draws, for ArviZ.
+    support, space
+        Constraints on the named parameters, in the words of `Target`; the functions are called with the constrained
+        ones only.
 
     Returns
     -------
@@ -87,6 +93,7 @@ def from_numpy(
         "dim": dim,
         "names": None if names is None else len(names),
         "prior": None if law is None else law.dim,
+        "space": getattr(space, "n_columns", None),
     }
     d = one_dimension(opinions)
     chunks = ChunkMap(executor, chunk_size)
@@ -103,6 +110,8 @@ def from_numpy(
         observed_data=observed_data,
         constant_data=constant_data,
         differentiable=value_and_grad or grad is not None,
+        support=support,
+        space=space,
     )
 
 

@@ -99,6 +99,29 @@ def test_a_density_alone_is_not_differentiable() -> None:
     torch.testing.assert_close(TargetEvaluator(target).log_density(points()), exact(points()))
 
 
+@pytest.mark.parametrize("differentiable", [True, False])
+@pytest.mark.parametrize("form", [batch, single], ids=["batches", "points"])
+def test_constraints_are_those_of_a_torch_function(form: Callable, differentiable: bool) -> None:
+    support = {"b": "positive", "c": (-1.0, 2.0)}
+    allowed: list[np.ndarray] = []
+
+    def value(x: np.ndarray) -> object:
+        allowed.append(np.atleast_2d(x).copy())
+        return form(x)
+
+    target = from_numpy(value, batch_gradient if differentiable else None, names=["a", "b", "c"], support=support)
+    plain = Target(exact, names=["a", "b", "c"], support=support)
+    assert target.differentiable is differentiable
+    ours, theirs = TargetEvaluator(target.unconstrained), TargetEvaluator(plain.unconstrained)
+    z = 2.0 * points(6)
+    torch.testing.assert_close(ours.log_density(z), theirs.log_density(z), rtol=1e-12, atol=1e-12)
+    x = np.concatenate(allowed)
+    assert bool((x[:, 1] > 0).all())
+    assert bool((np.abs(x[:, 2] - 0.5) < 1.5).all())
+    if differentiable:
+        torch.testing.assert_close(ours.value_and_grad(z)[1], theirs.value_and_grad(z)[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("vectorized", [True, False, None])
 def test_each_point_is_evaluated_once(vectorized: bool | None) -> None:
     """With four evaluations more where the form has to be found out, once; gradients only where they are asked for."""
@@ -235,6 +258,9 @@ def test_nonsense_is_seen_by_the_evaluator() -> None:
         ({"log_density": batch, "dim": 2, "names": ["a"]}, "contradict"),
         ({"log_density": batch, "grad": batch, "dim": 3, "value_and_grad": True}, "give one of them"),
         ({"log_density": batch, "dim": 3, "vectorized": "yes"}, "vectorized"),
+        ({"log_density": batch, "dim": 3, "support": {"a": "positive"}}, "names"),
+        ({"log_density": batch, "names": ["a", "b", "c"], "support": {"d": "positive"}}, "d"),
+        ({"log_density": batch, "dim": 3, "space": "positive"}, "space must be"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], match: str) -> None:
