@@ -22,7 +22,7 @@ exclude_patterns = [
     "gallery/*.py",
     "generated/tutorials/*.py",
 ]
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 default_role = "code"  # single backticks in docstrings are code, as in Markdown
 

@@ -53,7 +53,7 @@ def from_bridgestan(stan_model: Any) -> HostTarget:
     >>> import bridgestan  # doctest: +SKIP
     >>> stan_model = bridgestan.StanModel("model.stan", data="data.json")  # doctest: +SKIP
     >>> target = from_bridgestan(stan_model)  # doctest: +SKIP
-    >>> JKOSampler(target.unconstrained).fit()  # doctest: +SKIP
+    >>> JKOSampler(target).fit()  # doctest: +SKIP
     """
     return HostTarget(_Stan(stan_model))
 

@@ -56,7 +56,7 @@ def from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> HostTa
     ...     sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
     ...     numpyro.sample("y", dist.Normal(0.0, sigma), obs=y)
     >>> target = from_numpyro(model, np.array([0.3, -1.2, 0.8]))  # doctest: +SKIP
-    >>> JKOSampler(target.unconstrained).fit()  # doctest: +SKIP
+    >>> JKOSampler(target).fit()  # doctest: +SKIP
     """
     if not callable(model):
         raise ArgumentError(f"model must be a function with NumPyro's primitives, got {type(model).__name__}.")

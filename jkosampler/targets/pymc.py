@@ -52,7 +52,7 @@ def from_pymc(model: Any, *, mode: Any = None) -> HostTarget:
     ...     sigma = pm.HalfNormal("sigma", 1.0)
     ...     pm.Normal("y", 0.0, sigma, observed=[0.3, -1.2, 0.8])
     >>> target = from_pymc(model)  # doctest: +SKIP
-    >>> JKOSampler(target.unconstrained).fit()  # doctest: +SKIP
+    >>> JKOSampler(target).fit()  # doctest: +SKIP
     """
     return HostTarget(_PyMC(model, mode))
 
