@@ -1,4 +1,7 @@
-"""What the pages show runs as it stands there: the README's Python and commands, `docs/how_to`, docstrings."""
+"""What the pages show runs as it stands there: `docs/how_to`, docstrings, the README's commands.
+
+The README's Python is that of `integration/test_readme.py`.
+"""
 
 from __future__ import annotations
 
@@ -46,20 +49,6 @@ def test_docstrings(path):
     failed, tried = doctest.testmod(module)
     assert not failed
     assert tried
-
-
-@pytest.mark.slow
-def test_the_python_of_the_readme(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    readme = document(ROOT / "README.md")
-    for example in readme.examples():
-        if "from_pymc" in example.parsed.text:
-            pymc = pytest.importorskip("pymc")
-            with pymc.Model() as model:
-                effect = pymc.Normal("effect", 0.0, 1.0, shape=2)
-                pymc.Deterministic("theta", 2.0 * effect)
-            readme.namespace["model"] = model
-        example.evaluate()
 
 
 @pytest.mark.slow
