@@ -17,7 +17,7 @@ from torch import Tensor
 from jkosampler._mixture_fit import Mixtures, with_shares
 from jkosampler._scout import annealed, mixture_on
 from jkosampler.energies import EnergyEvaluator
-from jkosampler.engines.output_emulator import OutputEmulator, n_held_out
+from jkosampler.engines.output_emulator import OutputEmulator, n_held_out, usable_power
 from jkosampler.errors import ArgumentError, TargetError
 from jkosampler.laws import Gaussian, Law
 
@@ -71,14 +71,17 @@ def _agreed(energy: EnergyEvaluator, start: Law, generator: torch.Generator) -> 
     assert black_box is not None
     nearest, known = _NEARLY_AGREED, None
     for i in range(_ROUNDS):
-        emulated = energy.with_black_box(black_box.emulated(OutputEmulator.of(black_box, generator)))
-        population = annealed(emulated, start, generator, resample=True)
+        beta = usable_power(black_box, n)
+        emulated = energy.with_black_box(black_box.emulated(OutputEmulator.of(black_box, generator, beta=beta)))
+        population = annealed(emulated, start, generator, resample=True, until=beta)
         if population is None or energy.budget_used() > _SHARE_OF_BUDGET:
             break
         some = population[:n]
         difference = (black_box.log_density(some) + emulated.potential(some)[0]).abs()
         apart = float(difference.quantile(_NEARLY_ALL))
-        logger.info("round %d of emulator and target: %.3g nats apart", i + 1, apart)
+        logger.info("round %d of emulator and target, to the power %.3g: %.3g nats apart", i + 1, beta, apart)
+        if beta < 1.0:
+            continue
         if apart < nearest:
             nearest, known = apart, population
         if apart < max(_AGREED, _AGREED_PER_DIMENSION * start.dim):

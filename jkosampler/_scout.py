@@ -123,9 +123,15 @@ class _Seen(NamedTuple):
 
 
 def annealed(
-    energy: EnergyEvaluator, start: Law, generator: torch.Generator, share: float = 1.0, *, resample: bool = False
+    energy: EnergyEvaluator,
+    start: Law,
+    generator: torch.Generator,
+    share: float = 1.0,
+    *,
+    resample: bool = False,
+    until: float = 1.0,
 ) -> Tensor | None:
-    """The annealed population (n, d), or a share of it; None where it takes too many stages."""
+    """The population (n, d), or a share of it, annealed to some beta; None where it takes too many stages."""
     n = int(share * min(_POPULATION + _PER_DIMENSION * start.dim, _LARGEST_POPULATION))
     now = _Seen.at(energy, start, start.sample((n,), generator=generator))
     beta, size = 0.0, 1.0
@@ -135,17 +141,17 @@ def annealed(
         if energy.budget_used() > _SHARE_OF_BUDGET:
             break
         log_ratio = now.log_target - now.log_start
-        rise = _next_rise(log_ratio, 1.0 - beta)
+        rise = _next_rise(log_ratio, until - beta)
         beta += rise
         if resample:
             weights = torch.softmax(rise * log_ratio, dim=0).cpu()
             now = now.at_rows(torch.multinomial(weights, n, replacement=True, generator=generator).to(now.x.device))
-        done = beta >= 1.0 - 1e-12
+        done = beta >= until * (1.0 - 1e-12)
         now, size = _moved(
             energy,
             start,
             now,
-            min(beta, 1.0),
+            min(beta, until),
             size,
             min(_LAST_MOVES + start.dim, _MOST_LAST_MOVES) if done else _MOVES,
             generator,

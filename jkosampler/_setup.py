@@ -44,7 +44,10 @@ _PARTICLES_PER_DIMENSION = 400
 _MORE_WITH_MOBILITY = 4  # particles show where a step would leave the allowed densities
 _FEWER_TO_PULL_BACK = 4  # each is moved by inverting a map, or drawn anew by rejection
 _EXPLICIT_PARTICLES, _EXPLICIT_PER_DIMENSION = 1500, 100
-_FEW_DIMENSIONS, _NEAR = 1, 0.1  # where no other map is as good; elsewhere it is tried from so many nats on
+# Collocation: dimensions where no other map is as good; elsewhere it is tried from so many nats on, and, in so many
+# dimensions, from more where an emulator would lead a network astray.
+_FEW_DIMENSIONS, _NEAR = 1, 0.1
+_EMULATED_DIMENSIONS, _NEAR_BY_EMULATORS = 10, 1.0
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
 
 
@@ -355,7 +358,13 @@ def _control(sampler: JKOSampler, engine: Lagrangian | DensityNetworks, dim: int
     threshold = _KL_PER_DIMENSION * dim
     if sampler.step_size is None:
         near = math.inf if dim <= _FEW_DIMENSIONS or _is_explicit(engine) else _NEAR
-        return AdaptiveSteps(threshold, collocation_below=near, collocation_retries=2 * learning)
+        control = AdaptiveSteps(threshold, collocation_below=near)
+        if learning:  # an emulator learns from failures, and leads less far astray in short steps
+            if dim <= _EMULATED_DIMENSIONS:
+                control = replace(control, collocation_below=max(near, _NEAR_BY_EMULATORS))
+            shortest = control.second_tau
+            return replace(control, collocation_retries=2, shorter_network=1e-6, shortest_network=shortest)
+        return control
     return FixedSteps(float(sampler.step_size), threshold, int(sampler.order))
 
 

@@ -267,8 +267,7 @@ class Lagrangian(BaseEstimator):
     def _emulated(self, state: State, control: Control, *, again: bool) -> EnergyEvaluator | None:
         """The energy that the step is made in, where it is not the true one."""
         if state.flow.energy.black_box is not None:
-            affine = control.method == "affine"
-            return emulated_outputs(state, evaluate=not (again and affine), affine=affine)
+            return emulated_outputs(state, control.method, again=again)
         return emulated(state) if self.potential == "explicit" and control.method != "affine" else None
 
     def _solve(self, state: State, control: Control) -> Solution | None:

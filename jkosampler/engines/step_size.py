@@ -19,7 +19,6 @@ _TAILS_FROM = 70.0  # so many thresholds from the target, the tails are worth th
 _FAIR_SHARE = 0.5  # of the discrepancy: a collocation step that leaves more has met the limit of its functions
 _TRY_AGAIN = 0.25  # of the discrepancy at which collocation failed: nearer than that it may work
 _NEGLIGIBLE = 1e-4  # of the threshold: no use of a law can tell what is left
-_SHORTER = 1e-3  # of a network step that was rejected
 _EXACT = 1e-2  # of the threshold: what affine steps leave only of a Gaussian
 _LONG = 50.0  # a step: one that leaves a law as it was shows it to be stationary
 _FAITHFUL = 1e-2  # nats: a larger change of the energy under finer integration means that the density is wrong
@@ -162,8 +161,9 @@ class AdaptiveSteps:
 
     Step sizes are those of whitened coordinates, where one unit of flow time is the time of a Gaussian's relaxation.
     Networks take steps so long that the way there costs nothing, unless these fail. Collocation is tried where the
-    discrepancy is below `collocation_below` (nats), and again after a failure, as often as `collocation_retries` says,
-    where an emulator has learnt from it.
+    discrepancy is below `collocation_below` (nats), and again after a failure, with a shorter step and as often as
+    `collocation_retries` says (once at most within the threshold), where an emulator has learnt from it. Rejected steps
+    of networks are made shorter by the factor `shorter_network`, down to `shortest_network`.
     """
 
     threshold: float
@@ -175,6 +175,8 @@ class AdaptiveSteps:
     patience: int = 2
     retries: int = 3
     network_retries: int = 2
+    shorter_network: float = 1e-3
+    shortest_network: float = 0.0
     collocation_retries: int = 0
     most_affine: int = 40
 
@@ -214,16 +216,21 @@ class AdaptiveSteps:
             if control.failures < self.retries:
                 return replace(control, tau=control.tau / 4.0, failures=control.failures + 1)
             return self._after_the_affine_stage(control, discrepancy)
-        if discrepancy <= self.threshold:
+        within = discrepancy <= self.threshold
+        again = min(self.collocation_retries, 1) if within else self.collocation_retries
+        if control.method == "collocation" and control.failures < again:
+            tau = max(min(control.tau, _LONG) / 10.0, self.second_tau)
+            return replace(control, tau=tau, failures=control.failures + 1)
+        if within:
             return None  # a step that can't improve on a law within the threshold shows it to be stationary
-        if control.method == "collocation" and control.failures < self.collocation_retries:
-            return replace(control, failures=control.failures + 1)
         if control.method == "collocation":
             control = replace(control, failures=0, tau=self.largest_tau, collocation_below=_TRY_AGAIN * discrepancy)
             return self._chosen(control, discrepancy)
         if control.failures >= self.network_retries or self.good_enough(discrepancy):
             return None  # what is left is within the resolution of the maps, at every size of the step
-        return replace(control, tau=control.tau * _SHORTER, failures=control.failures + 1)
+        return replace(
+            control, tau=max(control.tau * self.shorter_network, self.shortest_network), failures=control.failures + 1
+        )
 
     def converged(self, control: Control, seen: Judgement) -> bool:
         """A small discrepancy after a long step (a short one leaves any law nearly as it was) and no cheap progress."""

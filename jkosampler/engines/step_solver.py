@@ -53,7 +53,8 @@ _TRIES = 2  # of ridges in a step
 _LEFT, _NEGLIGIBLE_MISFIT = 1e-2, 1e-5  # of the misfit at the start, and squared nats, that solved steps may leave
 _SOLVED = 3e-7  # squared nats of misfit that end the training
 _FAR_SHARE, _FAR_WEIGHT = 0.25, 4e-3  # of points out to the tails, beside the draws: how many, and what each weighs
-_UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step
+_UNRESOLVED = 0.1  # of the discrepancy: collocation that leaves more has not solved its step,
+_UNRESOLVED_BY_EMULATORS = 0.5  # of whose kinks far out more is left
 
 
 class Solution(NamedTuple):
@@ -273,7 +274,8 @@ class StepSolver:
         found = solve_collocation(
             problem, problem.frame.to_inner(points), weights.to(points.x), potential, n_draws=n - n_tail
         )
-        allowed = _UNRESOLVED * max(self.state.discrepancy, self.flow.control.threshold)
+        share = _UNRESOLVED if self.state.flow.energy.black_box is None else _UNRESOLVED_BY_EMULATORS
+        allowed = share * max(self.state.discrepancy, self.flow.control.threshold)
         if found is None or found.after > allowed:
             return None
         training = TrainingResult(found.after, found.n_iterations)

@@ -73,6 +73,7 @@ class Target:
     """
 
     space: Space | None = None
+    outputs_are_densities = True  # those of `black_box`; a forward model's are its predictions
     exchange: Any = None  # of those whose values are told
 
     def __init__(
@@ -157,6 +158,7 @@ class _Unconstrained(Target):
             differentiable=constrained.differentiable,
         )
         self._constrained, self._over = constrained, over
+        self.outputs_are_densities = constrained.outputs_are_densities
         self.prior = None if constrained.prior is None else pulled_law(constrained.prior, over)
 
     def user_points(self, x: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class BayesianInverseProblem(Target):
     """
 
     prior: Law
+    outputs_are_densities = False
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor
 from jkosampler import JKOSampler, _black_box_start, forward, laws, targets
 from jkosampler._mixture_fit import Mixtures
 from jkosampler.energies import KL, EnergyEvaluator
-from jkosampler.engines.output_emulator import OutputEmulator
+from jkosampler.engines.output_emulator import OutputEmulator, usable_power
 from jkosampler.errors import ArgumentError, TargetShapeError
 from jkosampler.targets import BlackBoxEvaluator
 
@@ -40,6 +40,37 @@ def elliptic_black_box(**noise: float) -> targets.BayesianInverseProblem:
 
     model = forward.BlackBox(solution, dim=2, output_dim=2, vectorized=True)
     return model.posterior(y=Y, prior_std=10.0, **({"noise_std": 0.1} | noise))
+
+
+def fish() -> targets.Target:
+    """A posterior in numpy, point by point, as users have it: growth of eighteen fish, all parameters positive."""
+    age = np.repeat([1.0, 2.0, 3.0, 4.0, 6.0, 8.0], 3)
+    noise = np.random.default_rng(2).normal(0.0, 3.0, age.size)
+    length = 62.0 * (1.0 - np.exp(-0.28 * age)) + noise
+
+    def log_density(p: np.ndarray) -> float:
+        limit, rate, sd = p
+        misfit = (length - limit * (1.0 - np.exp(-rate * age))) / sd
+        log_prior = -0.5 * ((np.log(limit) - 4.0) / 0.5) ** 2 - 0.5 * ((np.log(rate) + 1.0) / 0.7) ** 2
+        return -0.5 * misfit @ misfit - len(age) * np.log(sd) + log_prior - np.log(limit * rate) - 0.5 * (sd / 5.0) ** 2
+
+    names = ["limit", "rate", "sd"]
+    return targets.from_numpy(log_density, names=names, support=dict.fromkeys(names, "positive"))
+
+
+def few_data() -> tuple[targets.Target, float]:
+    """Mean and standard deviation of eight numbers, with the log evidence by quadrature."""
+    y = np.array([2.1, 3.4, 1.8, 5.2, 2.9, 3.3, 4.1, 2.2])
+
+    def log_density(p: np.ndarray) -> float:
+        mean, sd = p
+        return -0.5 * np.sum(((y - mean) / sd) ** 2) - len(y) * np.log(sd) - 0.5 * (mean / 10.0) ** 2 - sd / 5.0
+
+    target = targets.from_numpy(log_density, names=["mean", "sd"], support={"sd": "positive"})
+    mean, log_sd = np.linspace(-40.0, 40.0, 1601), np.linspace(-3.0, 5.0, 801)[:, None]
+    sd, misfit = np.exp(log_sd), sum((value - mean) ** 2 for value in y)
+    values = -0.5 * misfit / sd**2 - (len(y) - 1) * log_sd - 0.5 * (mean / 10.0) ** 2 - sd / 5.0
+    return target, float(np.log(np.trapezoid(np.trapezoid(np.exp(values), mean), log_sd[:, 0])))
 
 
 class TestEmulator:
@@ -117,6 +148,20 @@ class TestEmulator:
 
         assert promises(mended) <= promises(first)
 
+    @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+    def test_the_power_at_which_enough_points_count(self, scale: float) -> None:
+        black_box = BlackBoxEvaluator(targets.from_numpy(lambda x: -scale * (x**2).sum(1), dim=2))
+        black_box.log_density(points(1000, 2))
+        log_density = black_box.data[2]
+        beta = usable_power(black_box, 300)
+        weights = 1.0 / (1.0 + (beta * (log_density.max() - log_density) / 14.0).square()).square()
+        effective = float(weights.sum().square() / weights.square().sum())
+        if scale == 1e6:
+            assert effective == pytest.approx(300, rel=0.01)
+        else:
+            assert beta == 1.0
+            assert effective > 300
+
 
 class Believed(forward.EllipticBVP):
     """The model itself in an emulator's place."""
@@ -176,6 +221,16 @@ class TestStart:
         # the weights of either mode are constant, so that no chance is left
         torch.testing.assert_close(mended.blocks[0].weights, torch.tensor([0.3, 0.7], dtype=torch.float64))
 
+    def test_posterior_of_other_scales_than_the_start(self) -> None:
+        """Growth of eighteen fish: over N(0, I) of logarithms the log density varies by more than a million."""
+        energy = EnergyEvaluator(KL(fish().unconstrained), dim=3, dtype=torch.float64, device="cpu")
+        found = _black_box_start.black_box_start(
+            energy, laws.Gaussian([0.0] * 3, 1.0), torch.Generator().manual_seed(0)
+        )
+        assert found is not None
+        near = torch.tensor([60.0, 0.28, 3.0], dtype=torch.float64).log()  # the truth; the start's mean is 4 away
+        assert float((found[0].mean - near).abs().max()) < 1.0
+
     @pytest.mark.parametrize(("bound", "found"), [(10.0, True), (0.0, False)])
     def test_the_nearest_population_counts_where_none_agrees(
         self, monkeypatch: pytest.MonkeyPatch, bound: float, found: bool
@@ -219,6 +274,23 @@ class TestFits:
         sampler = JKOSampler(targets.from_numpy(log_density, dim=d), random_state=0, progress=False).fit()
         assert abs(sampler.log_evidence_) < 0.01
         assert sampler.ess_ > 3_600
+
+    @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+    def test_few_data_in_numpy(self, seed: int) -> None:
+        target, log_evidence = few_data()
+        sampler = JKOSampler(target, random_state=seed, progress=False).fit()
+        report = sampler.diagnose()
+        assert report.trustworthy, report
+        assert report.log_evidence == pytest.approx(log_evidence, abs=0.005)  # four errors of 4000 such weights
+        assert report.ess_fraction > 0.99
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_fish_in_numpy(self, seed: int) -> None:
+        sampler = JKOSampler(fish(), random_state=seed, progress=False).fit()
+        assert sampler.diagnose().trustworthy
+        assert sampler.ess_ > 3_900
+        assert sampler.n_target_evaluations_ < 60_000
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -225,6 +225,20 @@ class TestAdaptiveSteps:
         assert self.policy.after_reject(self.network, NAN) is not None
         assert self.policy.after_reject(self.affine, 1e-4) is not None  # a short affine step proves nothing
 
+    def test_steps_by_an_emulator_that_learns_are_shorter_and_tried_again(self) -> None:
+        policy = replace(self.policy, collocation_retries=2, shorter_network=1e-6, shortest_network=1.0)
+        control: Control | None = replace(self.collocation, tau=1e6)
+        tried = []
+        while control is not None:
+            tried.append((control.method, control.tau))
+            control = policy.after_reject(control, 0.5)
+        assert tried == [("collocation", tau) for tau in (1e6, 5.0, 1.0)] + [
+            ("network", tau) for tau in (1e6, 1.0, 1.0)
+        ]
+        again = policy.after_reject(self.collocation, 1e-4)
+        assert again == replace(self.collocation, failures=1)
+        assert policy.after_reject(again, 1e-4) is None
+
     def test_every_run_of_failures_ends(self) -> None:
         control: Control | None = self.policy.first()
         tries = 0
