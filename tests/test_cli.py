@@ -92,7 +92,13 @@ def test_an_interrupt_ends_with_130_and_one_line(folder):
         "    return -0.5 * x.square().sum(1)\n"
     )
     argv = [sys.executable, "-m", "jkosampler", "fit", "cli_slow:log_target", "--dim", "2", "--out", "s.safetensors"]
-    with subprocess.Popen([*argv, "--quiet"], stderr=subprocess.PIPE, text=True, cwd=folder) as process:
+
+    def heed():  # what a test run in the background has inherited, it may not
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        [*argv, "--quiet"], stderr=subprocess.PIPE, text=True, cwd=folder, preexec_fn=heed
+    ) as process:
         deadline = time.monotonic() + 60
         while not (folder / "called").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
