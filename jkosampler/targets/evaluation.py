@@ -239,7 +239,8 @@ class TargetEvaluator:
             x,
             TargetValueError,
             "The log density is NaN or +inf",
-            "Return -inf where the density is zero; guard logarithms and square roots of negative numbers.",
+            "Return -inf where the density is zero, or say by Target(support=) what the parameters may be; guard "
+            "logarithms and square roots of negative numbers, and look for NaN in the data.",
         )
         return value
 
@@ -295,7 +296,8 @@ class _NoteOnError:
                 f"The log density raised {type(error).__name__}: {str(error).rstrip('.')}. It was called with "
                 f"{self.points}, one point a row. Usual causes: it is written for a single point (take coordinates "
                 "by x[:, 0], sum by .sum(dim=1), branch by torch.where); its constants have another dtype (make "
-                "them float64, or pass dtype=torch.float32 to the sampler); it calls numpy or math (use torch)."
+                "them float64, or pass dtype=torch.float32 to the sampler); it calls numpy or math (use torch, or "
+                "hand a numpy function over by targets.from_numpy)."
             ) from error
         if isinstance(error, _NUMERICAL) and not isinstance(error, JKOSamplerError):
             raise TargetCallError(
