@@ -45,7 +45,7 @@ _MORE_WITH_MOBILITY = 4  # particles show where a step would leave the allowed d
 _FEWER_TO_PULL_BACK = 4  # each is moved by inverting a map, or drawn anew by rejection
 _EXPLICIT_PARTICLES, _EXPLICIT_PER_DIMENSION = 1500, 100
 # Collocation: dimensions where no other map is as good; elsewhere it is tried from so many nats on, and, in so many
-# dimensions, from more where an emulator would lead a network astray.
+# dimensions, from more where the emulator of a log density would lead a network astray.
 _FEW_DIMENSIONS, _NEAR = 1, 0.1
 _EMULATED_DIMENSIONS, _NEAR_BY_EMULATORS = 10, 1.0
 _KL_PER_DIMENSION = 1.5e-4  # below, a law counts as stationary: 2 % of a standard deviation in location
@@ -110,7 +110,7 @@ class Setup:
             energy=EnergyEvaluator(energy, dim=dim, dtype=dtype, device=device, mass=law.mass),
             metric=_metric(sampler.metric, "wasserstein" if target is None or sampler.domain is not None else "kalman"),
             law=start,
-            control=_control(sampler, engine, dim, learning=target is not None and not target.differentiable),
+            control=_control(sampler, engine, dim, target),
             n_particles=n_particles if sampler.n_particles is None else int(sampler.n_particles),
             generator=generator,
             start=None if particles is None else _at(start, particles),
@@ -354,13 +354,14 @@ def _mobility(sampler: JKOSampler) -> Mobility | None:
     return mobility
 
 
-def _control(sampler: JKOSampler, engine: Lagrangian | DensityNetworks, dim: int, *, learning: bool) -> StepControl:
+def _control(sampler: JKOSampler, engine: Lagrangian | DensityNetworks, dim: int, target: Target | None) -> StepControl:
     threshold = _KL_PER_DIMENSION * dim
     if sampler.step_size is None:
         near = math.inf if dim <= _FEW_DIMENSIONS or _is_explicit(engine) else _NEAR
         control = AdaptiveSteps(threshold, collocation_below=near)
-        if learning:  # an emulator learns from failures, and leads less far astray in short steps
-            if dim <= _EMULATED_DIMENSIONS:
+        if target is not None and not target.differentiable:
+            # an emulator learns from failures, and leads less far astray in short steps
+            if target.outputs_are_densities and dim <= _EMULATED_DIMENSIONS:
                 control = replace(control, collocation_below=max(near, _NEAR_BY_EMULATORS))
             shortest = control.second_tau
             return replace(control, collocation_retries=2, shorter_network=1e-6, shortest_network=shortest)
