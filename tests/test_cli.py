@@ -82,7 +82,19 @@ def test_a_closed_pipe_ends_the_command_in_silence(folder):
     assert process.returncode == 141
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """Interrupts are not ignored, as a process in the background may have inherited and would pass on."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_an_interrupt_ends_with_130_and_one_line(folder):
     (folder / "cli_slow.py").write_text(
         "import pathlib, time\n"
@@ -92,13 +104,7 @@ def test_an_interrupt_ends_with_130_and_one_line(folder):
         "    return -0.5 * x.square().sum(1)\n"
     )
     argv = [sys.executable, "-m", "jkosampler", "fit", "cli_slow:log_target", "--dim", "2", "--out", "s.safetensors"]
-
-    def heed():  # what a test run in the background has inherited, it may not
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(
-        [*argv, "--quiet"], stderr=subprocess.PIPE, text=True, cwd=folder, preexec_fn=heed
-    ) as process:
+    with subprocess.Popen([*argv, "--quiet"], stderr=subprocess.PIPE, text=True, cwd=folder) as process:
         deadline = time.monotonic() + 60
         while not (folder / "called").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
